@@ -1,0 +1,1 @@
+"""Everything a training run is made of, in floors; see the folders."""

@@ -1,0 +1,1 @@
+"""Images, captions, buckets and batches: everything before the model. No MindSpore here."""

@@ -1,0 +1,175 @@
+"""One data set laid out for training: which image goes to which bucket, and how often."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from library.data.buckets import BucketSelector, Placement, Size, batch_list, round_limits
+from library.data.scan import Findings, SubsetScan
+from library.settings.config_util import BUCKET_STEPS_MULTIPLE, DatasetConfig, SubsetConfig
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedImage:
+    """An image with everything that is settled about it before the first epoch."""
+
+    path: Path
+    caption: str
+    subset: SubsetConfig
+    subset_number: int
+    """Place of the subset among those trained, from 0."""
+    size: Size
+    """Upright width and height in pixels."""
+    placement: Placement
+    conditioning_size: Size
+    """Width and height told to the model as the original size, in pixels."""
+    repeats: int
+    """Samples of this image in one epoch."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The samples of one size."""
+
+    resolution: Size
+    samples: np.ndarray
+    """int64: sample numbers within the data set."""
+
+
+@dataclass(frozen=True)
+class BucketedDataset:
+    """A data set ready to be drawn from. Sample n shows image `sample_image[n]`."""
+
+    config: DatasetConfig
+    scans: tuple[SubsetScan, ...]
+    images: tuple[PlacedImage, ...]
+    sample_image: np.ndarray
+    """int64 [samples]: index into `images`."""
+    buckets: tuple[Bucket, ...]
+    """Sorted by resolution."""
+    num_train_images: int
+    """Training images times their repeats."""
+    num_reg_images: int
+    """Regularisation images times their repeats, before they are balanced."""
+    mean_ar_error: float
+    """Mean over images of |aspect ratio of the bucket - that of the image|."""
+
+    def batch_list(self) -> list[tuple[int, int]]:
+        """All batches of an epoch as (bucket, number within the bucket)."""
+        return batch_list([len(bucket.samples) for bucket in self.buckets], self.config.batch_size)
+
+
+def build_bucketed(
+    config: DatasetConfig, scans: Sequence[SubsetScan], sizes: dict[Path, Size], findings: Findings
+) -> BucketedDataset:
+    """Place and count the images of a data set; `sizes` are their upright pixel sizes.
+
+    Images without a size are passed over (the reason is in `findings` already); images that fit no bucket and
+    impossible sizes are added to `findings.problems`.
+    """
+    if not config.enable_bucket and any(side % BUCKET_STEPS_MULTIPLE for side in config.resolution):
+        findings.problems.append(
+            f"{config.source}: resolution {config.resolution[0]} x {config.resolution[1]} has to be a multiple of "
+            f"{BUCKET_STEPS_MULTIPLE} on both sides when enable_bucket is off"
+        )
+    balanced = _repeats(scans, findings, config)
+    selector = _selector(config)
+    images: list[PlacedImage] = []
+    for number, (scan, repeats) in enumerate(zip(scans, balanced, strict=True)):
+        for image, count in zip(scan.images, repeats, strict=True):
+            size = sizes.get(image.path)
+            if size is None or count == 0:
+                continue
+            try:
+                placement, told = _place(config, scan.config, selector, size)
+            except ValueError as error:
+                findings.problems.append(f"{image.path}: {error}")
+                continue
+            images.append(PlacedImage(image.path, image.caption, scan.config, number, size, placement, told, count))
+    sample_image = np.repeat(np.arange(len(images)), [image.repeats for image in images]).astype(np.int64)
+    return BucketedDataset(
+        config=config,
+        scans=tuple(scans),
+        images=tuple(images),
+        sample_image=sample_image,
+        buckets=_buckets(images, sample_image),
+        num_train_images=_count(scans, is_reg=False),
+        num_reg_images=_count(scans, is_reg=True),
+        mean_ar_error=float(np.mean([abs(image.placement.ar_error) for image in images])) if images else 0.0,
+    )
+
+
+def _selector(config: DatasetConfig) -> BucketSelector:
+    low, high = round_limits(config.min_bucket_reso, config.max_bucket_reso, config.bucket_reso_steps)
+    return BucketSelector(
+        config.resolution,
+        enabled=config.enable_bucket,
+        min_side=low,
+        max_side=high,
+        steps=config.bucket_reso_steps,
+        no_upscale=config.bucket_no_upscale,
+    )
+
+
+def _place(config: DatasetConfig, subset: SubsetConfig, selector: BucketSelector, size: Size) -> tuple[Placement, Size]:
+    """Placement of an image, and the size told to the model.
+
+    With random_crop and without buckets the crop is cut from the image at its own scale where it is large enough, and
+    the model is told the crop's size (inventory 3.4); in all other cases the image is scaled to cover its bucket.
+    """
+    target = config.resolution
+    covers = size[0] >= target[0] and size[1] >= target[1]
+    if subset.random_crop and not config.enable_bucket and covers:
+        return Placement(target, size, target[0] / target[1] - size[0] / size[1]), target
+    return selector.select(size), size
+
+
+def _buckets(images: Sequence[PlacedImage], sample_image: np.ndarray) -> tuple[Bucket, ...]:
+    samples: dict[Size, list[int]] = defaultdict(list)
+    for sample, image in enumerate(sample_image.tolist()):
+        samples[images[image].placement.bucket].append(sample)
+    return tuple(Bucket(size, np.array(samples[size], np.int64)) for size in sorted(samples))
+
+
+def _count(scans: Sequence[SubsetScan], *, is_reg: bool) -> int:
+    return sum(len(scan.images) * scan.config.num_repeats for scan in scans if scan.config.is_reg == is_reg)
+
+
+def _repeats(scans: Sequence[SubsetScan], findings: Findings, config: DatasetConfig) -> list[list[int]]:
+    """Repeats of every image, per subset: num_repeats, or what balances the regularisation images."""
+    wanted = _count(scans, is_reg=False)
+    reg_scans = [scan for scan in scans if scan.config.is_reg]
+    if reg_scans and not wanted:
+        findings.problems.append(f"{config.source}: there are regularisation images (is_reg) but no training images")
+    given = [scan.config.num_repeats for scan in reg_scans for _ in scan.images]
+    reg_repeats = balance_repeats(given, wanted)
+    unused = reg_repeats.count(0)
+    if unused and wanted:
+        findings.notes.append(
+            f"{config.source}: {unused} of {len(given)} regularisation images are not used, since the training "
+            f"images (with repeats) are only {wanted}"
+        )
+    rest = iter(reg_repeats)
+    return [[next(rest) if scan.config.is_reg else scan.config.num_repeats for _ in scan.images] for scan in scans]
+
+
+def balance_repeats(given: Sequence[int], wanted: int) -> list[int]:
+    """How often each regularisation image is used so that together they reach `wanted` samples (inventory 2.6).
+
+    The first lap gives each its own number, later laps one more each; it stops as soon as `wanted` is reached.
+    """
+    repeats = [0] * len(given)
+    total = 0
+    lap = 0
+    while given and total < wanted:
+        for number, own in enumerate(given):
+            added = own if lap == 0 else 1
+            repeats[number] += added
+            total += added
+            if total >= wanted:
+                break
+        lap += 1
+    return repeats

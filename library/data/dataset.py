@@ -1,0 +1,163 @@
+"""The training data: from data set settings to batches.
+
+Everything that can be wrong with the files is found when a TrainDataset is made. What is random depends on the seed,
+the epoch and the sample, and not on the number of workers or on where a run was resumed.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from library.data.batch import Batch
+from library.data.bucketed import BucketedDataset, PlacedImage, build_bucketed
+from library.data.captions import CaptionMoment
+from library.data.image_files import check_images
+from library.data.image_util import import_cv2
+from library.data.loader import ordered_map
+from library.data.plan import Plan, make_plan
+from library.data.run_rng import RunRng
+from library.data.sample import DrawnSample, draw_sample, sample_pixels, size_ids
+from library.data.scan import Findings, scan_dataset
+from library.data.tokenizer import ClipTokenizer
+from library.settings.config_util import DatasetConfig
+from library.settings.problems import raise_if_any
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchRef:
+    """Which samples make up a batch."""
+
+    dataset: int
+    """Number of the data set, from 0."""
+    samples: np.ndarray
+    """int64: sample numbers within that data set."""
+
+
+class TrainDataset:
+    """All [[datasets]] of a run, concatenated; their batches are shuffled together."""
+
+    def __init__(
+        self,
+        configs: Sequence[DatasetConfig],
+        tokenizers: Sequence[ClipTokenizer],
+        rng: RunRng,
+        *,
+        workers: int = 0,
+    ) -> None:
+        """Scan folders and captions, decode every image once to be sure of it, and fill the buckets.
+
+        `tokenizers`: one per text encoder. `workers`: threads that make batches ahead, at most one per core; 0 makes
+        them when asked for. Raises ValueError that lists everything wrong: missing or empty folders, broken images, captions that are not
+        UTF-8, metadata without image. What is left out on purpose (num_repeats below 1) is logged.
+        """
+        import_cv2()
+        findings = Findings()
+        if not configs:
+            findings.problems.append("the dataset config has no [[datasets]]")
+        scans = [scan_dataset(config, findings) for config in configs]
+        paths = (image.path for subsets in scans for subset in subsets for image in subset.images)
+        sizes = check_images(paths, findings.problems)
+        self.datasets: tuple[BucketedDataset, ...] = tuple(
+            build_bucketed(config, subsets, sizes, findings) for config, subsets in zip(configs, scans, strict=True)
+        )
+        raise_if_any(findings.problems, "the training data")
+        for note in findings.notes:
+            logger.warning(note)
+        self._notes = findings.notes
+        self._tokenizers = tuple(tokenizers)
+        self._rng = rng
+        self._workers = min(workers, os.cpu_count() or 1)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches in one epoch, short ones included."""
+        return sum(len(dataset.batch_list()) for dataset in self.datasets)
+
+    @property
+    def num_train_images(self) -> int:
+        """Training images of all data sets, times their repeats."""
+        return sum(dataset.num_train_images for dataset in self.datasets)
+
+    @property
+    def num_reg_images(self) -> int:
+        """Regularisation images of all data sets, times their repeats."""
+        return sum(dataset.num_reg_images for dataset in self.datasets)
+
+    def plan(self) -> Plan:
+        """What will be trained. Tokenizes every caption once, to find those that are cut."""
+        return make_plan(self.datasets, self._notes, self._tokenizers[0].count if self._tokenizers else None)
+
+    def epoch_order(self, epoch: int) -> list[BatchRef]:
+        """The batches of an epoch (from 1) in training order.
+
+        Each bucket's samples are shuffled and cut into batches, then all batches of all data sets are shuffled. Every
+        epoch is drawn afresh from the seed (unlike the original's, which shuffles the result of the epoch before).
+        """
+        refs = []
+        for number, dataset in enumerate(self.datasets):
+            size = dataset.config.batch_size
+            shuffled = [
+                self._rng.numpy("bucket order", epoch, number, *bucket.resolution).permutation(bucket.samples)
+                for bucket in dataset.buckets
+            ]
+            refs += [BatchRef(number, shuffled[b][k * size : (k + 1) * size]) for b, k in dataset.batch_list()]
+        order = self._rng.numpy("batch order", epoch).permutation(len(refs))
+        return [refs[position] for position in order]
+
+    def batches(
+        self, epoch: int, start_index: int, skip: int = 0, *, max_train_steps: int = 0, batches_per_step: int = 1
+    ) -> Iterator[Batch]:
+        """The batches of an epoch, from 1 as in the original.
+
+        `start_index`: number in the whole run (from 0) of this epoch's first batch; `skip`: batches to leave out at
+        the epoch's start, as when resuming (the first batch then has index start_index + skip). `max_train_steps` and
+        `batches_per_step` (gradient accumulation) serve token warmup. Raises ValueError naming an image that cannot
+        be read any more.
+        """
+        assert epoch >= 1, "epochs are counted from 1"
+        refs = list(enumerate(self.epoch_order(epoch), start=start_index))[skip:]
+
+        def make(numbered: tuple[int, BatchRef]) -> Batch:
+            index, ref = numbered
+            return self._make_batch(ref, index, CaptionMoment(epoch, index // batches_per_step, max_train_steps))
+
+        yield from ordered_map(make, refs, self._workers)
+
+    def _make_batch(self, ref: BatchRef, index: int, moment: CaptionMoment) -> Batch:
+        dataset = self.datasets[ref.dataset]
+        images = [dataset.images[dataset.sample_image[sample]] for sample in ref.samples]
+        drawn = [
+            draw_sample(image, moment, self._rng, (moment.epoch, ref.dataset, int(sample)))
+            for image, sample in zip(images, ref.samples, strict=True)
+        ]
+        prior = dataset.config.prior_loss_weight
+        return Batch(
+            images_BCHW=np.stack([sample_pixels(image, choice) for image, choice in zip(images, drawn, strict=True)]),
+            latents_BCHW=None,
+            token_ids=self._token_ids(drawn, dataset.config.max_token_length),
+            size_ids_B6=_size_ids(images, drawn),
+            loss_weights_B=np.array([prior if image.subset.is_reg else 1.0 for image in images], np.float32),
+            captions=tuple(choice.caption for choice in drawn),
+            keys=tuple(str(image.path) for image in images),
+            index=index,
+        )
+
+    def _token_ids(self, drawn: Sequence[DrawnSample], max_token_length: int | None) -> tuple[np.ndarray, ...]:
+        return tuple(
+            np.stack([tokenizer.ids(choice.caption, max_token_length) for choice in drawn])
+            for tokenizer in self._tokenizers
+        )
+
+
+def _size_ids(images: Sequence[PlacedImage], drawn: Sequence[DrawnSample]) -> np.ndarray:
+    """float32 [B, 6]."""
+    rows = [
+        size_ids(image.conditioning_size, image.placement.bucket, flipped=choice.flipped)
+        for image, choice in zip(images, drawn, strict=True)
+    ]
+    return np.array(rows, np.float32)

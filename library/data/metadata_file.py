@@ -1,0 +1,95 @@
+"""The metadata file of a fine-tuning data set: which images it names, with which captions and tags.
+
+JSON `{key: {"caption": ..., "tags": ...}}`, or JSON lines `{"image_path": key, "caption": ..., "tags": ...}`. A key is a
+path (absolute, relative to image_dir or to the metadata file's folder, or relative to the working folder) or such a
+path without its ending.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.data.image_files import FolderListing, list_folder
+
+
+@dataclass(frozen=True)
+class MetadataEntry:
+    """One image of a metadata file."""
+
+    key: str
+    caption: str | None
+    tags: str | None
+
+
+def read_metadata(path: Path) -> list[MetadataEntry]:
+    """All entries sorted by key. Raises ValueError that says what is wrong with the file, every bad entry named."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        pairs = list(_pairs(text, json_lines=path.suffix.lower() == ".jsonl"))
+    except OSError as error:
+        raise ValueError(f"metadata_file {str(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ValueError(f"metadata_file {str(path)!r} is not UTF-8; save it as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"metadata_file {str(path)!r} is not valid JSON: {error}") from None
+    problems = [problem for key, value in pairs for problem in _problems(key, value)]
+    if problems:
+        raise ValueError(f"metadata_file {str(path)!r}: " + "; ".join(problems))
+    return sorted(
+        (MetadataEntry(key, value.get("caption"), value.get("tags")) for key, value in pairs),
+        key=lambda entry: entry.key,
+    )
+
+
+def _pairs(text: str, *, json_lines: bool) -> Iterator[tuple[str, dict]]:
+    if not json_lines:
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise json.JSONDecodeError("the outermost value has to be an object {key: {...}}", text, 0)
+        yield from content.items()
+        return
+    for line in text.splitlines():
+        if line.strip():
+            entry = json.loads(line)
+            if not isinstance(entry, dict) or not isinstance(entry.get("image_path"), str):
+                raise json.JSONDecodeError("a line has to be an object with an image_path", line, 0)
+            yield entry["image_path"], entry
+
+
+def _problems(key: str, value: object) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"{key!r} has to be an object with caption or tags, not {value!r}"
+        return
+    for name in ("caption", "tags"):
+        if not isinstance(value.get(name), str | None):
+            yield f"{name} of {key!r} has to be text, not {value[name]!r}"
+
+
+class KeyResolver:
+    """From a metadata key to the image file it stands for."""
+
+    def __init__(self, image_dir: Path | None, metadata_file: Path) -> None:
+        """`image_dir`: base of relative keys; without it they start at the metadata file or the working folder."""
+        self._bases = [image_dir] if image_dir is not None else [metadata_file.parent, Path()]
+        self._listing: Callable[[Path], FolderListing] = functools.cache(list_folder)
+
+    def find(self, key: str) -> Path:
+        """The image of a key. Raises ValueError when there is none, or more than one with that stem."""
+        candidates = [Path(key)] if Path(key).is_absolute() else [base / key for base in self._bases]
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate
+            matches = self._with_stem(candidate)
+            if len(matches) > 1:
+                names = ", ".join(match.name for match in matches)
+                raise ValueError(f"key {key!r} fits several images ({names}); write the one meant with its ending")
+            if matches:
+                return matches[0]
+        raise ValueError(f"key {key!r} has no image; looked for {' and '.join(str(path) for path in candidates)}")
+
+    def _with_stem(self, candidate: Path) -> list[Path]:
+        if not candidate.parent.is_dir():
+            return []
+        return [path for path in self._listing(candidate.parent).images if path.stem == candidate.name]

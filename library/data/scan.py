@@ -1,0 +1,153 @@
+"""Looking through the folders and files of a data set before training: which images, with which captions.
+
+Whatever is wrong is collected, so that a user sees all of it at once.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from library.data.captions import join_caption_and_tags, read_caption_file, tag_frequency
+from library.data.image_files import image_endings, list_folder
+from library.data.metadata_file import KeyResolver, MetadataEntry, read_metadata
+from library.settings.config_util import DatasetConfig, SubsetConfig
+
+
+@dataclass
+class Findings:
+    """What a user has to know about the data."""
+
+    problems: list[str] = field(default_factory=list)
+    """Reasons not to train."""
+
+    notes: list[str] = field(default_factory=list)
+    """What was left out or decided, one line each."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedImage:
+    """An image file and its caption as written, before anything is drawn."""
+
+    path: Path
+    caption: str
+
+
+@dataclass
+class SubsetScan:
+    """What was found for one subset."""
+
+    config: SubsetConfig
+    images: list[CaptionedImage] = field(default_factory=list)
+    uncaptioned: list[Path] = field(default_factory=list)
+    """Images without a caption of their own or class_tokens; they train with an empty one."""
+    tags: dict[str, int] = field(default_factory=dict)
+    """How often each tag occurs."""
+
+
+def subset_name(subset: SubsetConfig) -> str:
+    """The last part of the subset's metadata file or folder, as it stands in a saved file's metadata."""
+    location = subset.metadata_file or subset.image_dir or ""
+    return os.path.basename(os.path.normpath(location))
+
+
+def scan_dataset(config: DatasetConfig, findings: Findings) -> list[SubsetScan]:
+    """The images and captions of all subsets that are trained; pixels are not looked at here.
+
+    A subset with num_repeats below 1, or whose folder or metadata file an earlier one has, is left out with a note.
+    """
+    scan = _scan_metadata if config.kind == "finetuning" else _scan_folder
+    scans: list[SubsetScan] = []
+    seen: set[str | None] = set()
+    for subset in config.subsets:
+        location = subset.metadata_file if config.kind == "finetuning" else subset.image_dir
+        if subset.num_repeats < 1:
+            findings.notes.append(f"{subset.source}: left out, since num_repeats is {subset.num_repeats}")
+        elif location in seen:
+            findings.notes.append(f"{subset.source}: left out, since {location!r} is already in this dataset")
+        else:
+            seen.add(location)
+            try:
+                scans.append(scan(subset, findings))
+            except ValueError as error:
+                findings.problems.append(f"{subset.source}: {error}")
+    if not scans and not findings.problems:
+        findings.problems.append(f"{config.source}: there is no subset to train")
+    return scans
+
+
+def _scan_folder(subset: SubsetConfig, findings: Findings) -> SubsetScan:
+    """DreamBooth: every image of a folder, with the caption file beside it or else class_tokens."""
+    assert subset.image_dir is not None, "a DreamBooth subset without image_dir"
+    folder = Path(subset.image_dir)
+    listing = list_folder(folder)
+    if listing.unreadable:
+        findings.notes.append(
+            f"{subset.source}: {len(listing.unreadable)} images in {str(folder)!r} are left out, since the installed "
+            f"Pillow cannot open their format: {_some(listing.unreadable)}"
+        )
+    if not listing.images:
+        raise ValueError(f"the folder {str(folder)!r} has no images ({', '.join(image_endings())})")
+    ending = "." + subset.caption_extension.removeprefix(".")
+    scan = SubsetScan(subset)
+    for path in listing.images:
+        caption_path = path.with_name(path.stem + ending)
+        caption = subset.class_tokens or ""
+        if caption_path.name in listing.names:
+            try:
+                caption = read_caption_file(caption_path, all_lines=subset.enable_wildcard)
+            except (ValueError, OSError) as error:
+                findings.problems.append(f"{subset.source}: {error}")
+        if not caption:
+            scan.uncaptioned.append(path)
+        scan.images.append(CaptionedImage(path, caption))
+    scan.tags = tag_frequency(image.caption for image in scan.images)
+    return scan
+
+
+def _scan_metadata(subset: SubsetConfig, findings: Findings) -> SubsetScan:
+    """Fine-tuning: the images that a metadata file names, with its captions and tags."""
+    assert subset.metadata_file is not None, "a fine-tuning subset without metadata_file"
+    metadata_file = Path(subset.metadata_file)
+    image_dir = Path(subset.image_dir) if subset.image_dir else None
+    listed = list_folder(image_dir).images if image_dir is not None else []
+    entries = read_metadata(metadata_file)
+    if not entries:
+        raise ValueError(f"metadata_file {str(metadata_file)!r} names no images")
+    scan = SubsetScan(subset)
+    found: dict[Path, MetadataEntry] = {}
+    for path, entry in _resolved(entries, KeyResolver(image_dir, metadata_file), subset, findings):
+        if path in found:
+            findings.problems.append(
+                f"{subset.source}: keys {found[path].key!r} and {entry.key!r} name the same image {str(path)!r}"
+            )
+            continue
+        found[path] = entry
+        caption = join_caption_and_tags(entry.caption, entry.tags, subset)
+        if not caption:
+            scan.uncaptioned.append(path)
+        scan.images.append(CaptionedImage(path, caption))
+    unnamed = [path.name for path in listed if path not in found]
+    if unnamed:
+        findings.notes.append(
+            f"{subset.source}: {len(unnamed)} images of {str(image_dir)!r} are not in {metadata_file.name} and are not "
+            f"trained: {_some(unnamed)}"
+        )
+    scan.tags = tag_frequency(entry.tags for entry in found.values() if entry.tags)
+    return scan
+
+
+def _resolved(
+    entries: list[MetadataEntry], resolver: KeyResolver, subset: SubsetConfig, findings: Findings
+) -> Iterator[tuple[Path, MetadataEntry]]:
+    for entry in entries:
+        try:
+            yield resolver.find(entry.key), entry
+        except ValueError as error:
+            findings.problems.append(f"{subset.source}: {subset.metadata_file}: {error}")
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

@@ -1,0 +1,68 @@
+"""Choosing and setting up the device: the only file that knows a device's name."""
+
+import logging
+from dataclasses import dataclass
+
+import mindspore as ms
+
+from library.device import kernels, mint_cpu
+
+logger = logging.getLogger(__name__)
+
+DEVICES = ("auto", "CPU", "Ascend")
+_UNFOLD_FROM = (2, 8)
+"""First MindSpore whose CPU convolution is slow (measured on 2.10; 2.7.1 is fast)."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a run needs to know about the device."""
+
+    name: str
+    """``CPU`` or ``Ascend``."""
+    half_precision: bool
+    """Whether fp16 and bf16 compute here; without, a half-precision request computes in float32."""
+
+
+def init_device(requested: str, flash_attn: bool = False) -> Device:
+    """Set MindSpore up; call it once, before any tensor is made.
+
+    Args:
+        requested: ``auto`` (Ascend where the installed MindSpore has it, else CPU), ``CPU`` or ``Ascend``.
+        flash_attn: fused attention where the device has it; says so where it has not.
+
+    Raises:
+        ValueError: the installed MindSpore does not serve the requested device.
+    """
+    name = _choose(requested)
+    # Synchronous launch on a CPU: MindSpore's dispatch threads spin and take the cores from the kernels.
+    ms.set_context(mode=ms.PYNATIVE_MODE, device_target=name, pynative_synchronize=name == "CPU")
+    version = tuple(int(part) for part in ms.__version__.split(".")[:2])
+    kernels.UNFOLD_CONV = name == "CPU" and version >= _UNFOLD_FROM
+    kernels.FLASH_ATTENTION = flash_attn and name == "Ascend"
+    if name == "CPU":
+        mint_cpu.install()
+    if flash_attn and name != "Ascend":
+        logger.info("--flash_attn: there is no fused attention on %s, the plain path is used", name)
+    return Device(name, half_precision=name == "Ascend")
+
+
+def _choose(requested: str) -> str:
+    if requested not in DEVICES:
+        raise ValueError(f"--device {requested}: choose one of {', '.join(DEVICES)}")
+    if requested == "CPU":
+        return "CPU"
+    served = _serves_ascend()
+    if requested == "Ascend" and not served:
+        raise ValueError(
+            "--device Ascend: this MindSpore serves a CPU only. Install the Ascend build that fits your CANN "
+            "(see README.md), or use --device CPU"
+        )
+    return "Ascend" if served else "CPU"
+
+
+def _serves_ascend() -> bool:
+    try:
+        return bool(ms.hal.is_available("Ascend"))
+    except (AttributeError, RuntimeError, ValueError):
+        return False

@@ -1,0 +1,1 @@
+"""Reading and writing model files: whole or absent, checked, without MindSpore."""

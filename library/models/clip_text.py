@@ -1,0 +1,124 @@
+"""CLIP text encoders in the key naming of transformers (which kohya's LoRA names follow).
+
+Shapes: B batch, T tokens (77), D width, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from mindspore import Tensor, ops
+from mindspore import dtype as mstype
+
+from library.device import kernels
+from library.models.block import Block, layer_norm, linear, make_block
+from library.models.unet import Run
+
+HEAD_WIDTH = 64  # CLIP-L 768 / 12, OpenCLIP bigG 1280 / 20
+MASKED = -1e9
+"""Added to the score of a later token; finite, so that a row never turns into NaN."""
+END_OF_TEXT = 49407
+
+
+# --- block functions ------------------------------------------------------------------------------------------------
+def embed_tokens(ids_BT: Tensor, parts: tuple) -> Tensor:
+    """Token plus position embeddings [B, T, D]."""
+    weights = parts[0]
+    tokens = ops.gather(weights["token_embedding.weight"], ids_BT, 0)
+    return tokens + weights["position_embedding.weight"]
+
+
+def clip_layer_quick_gelu(x_BTD: Tensor, parts: tuple) -> Tensor:
+    """A transformer layer of CLIP-L."""
+    h = x_BTD + _self_attention(layer_norm(x_BTD, "layer_norm1", parts), parts)
+    inner = linear(layer_norm(h, "layer_norm2", parts), "mlp.fc1", parts)
+    return h + linear(kernels.quick_gelu(inner), "mlp.fc2", parts)
+
+
+def clip_layer_gelu(x_BTD: Tensor, parts: tuple) -> Tensor:
+    """A transformer layer of OpenCLIP bigG."""
+    h = x_BTD + _self_attention(layer_norm(x_BTD, "layer_norm1", parts), parts)
+    inner = linear(layer_norm(h, "layer_norm2", parts), "mlp.fc1", parts)
+    return h + linear(kernels.gelu(inner), "mlp.fc2", parts)
+
+
+def _self_attention(x_BTD: Tensor, parts: tuple) -> Tensor:
+    q = linear(x_BTD, "self_attn.q_proj", parts)
+    k = linear(x_BTD, "self_attn.k_proj", parts)
+    v = linear(x_BTD, "self_attn.v_proj", parts)
+    tokens = x_BTD.shape[1]
+    later = 1.0 - ops.tril(ops.ones((tokens, tokens), mstype.float32))
+    y = kernels.attention(q, k, v, q.shape[-1] // HEAD_WIDTH, (later * MASKED).astype(x_BTD.dtype))
+    return linear(y, "self_attn.out_proj", parts)
+
+
+def pool_and_project(hidden_BTD: Tensor, position_BT: Tensor, parts: tuple) -> Tensor:
+    """Final norm, the token marked by the one-hot rows of ``position_BT``, projection: [B, D]."""
+    normed = layer_norm(hidden_BTD, "text_model.final_layer_norm", parts)
+    chosen = (normed * position_BT.expand_dims(-1)).sum(1)
+    return kernels.dense(chosen, parts[0]["text_projection.weight"])
+
+
+# --- layout -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class ClipTextSpec:
+    """Which blocks a text encoder has."""
+
+    embed: Block
+    layers: tuple[Block, ...]
+    """All layers of the checkpoint; an encoder without ``pool`` stops before the last one."""
+    pool: Block | None
+
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks that the forward pass runs, in its order."""
+        if self.pool is None:
+            return (self.embed, *self.layers[:-1])
+        return (self.embed, *self.layers, self.pool)
+
+
+def infer_clip_text_spec(part: str, shapes: Mapping[str, tuple[int, ...]], pooled: bool) -> ClipTextSpec:
+    """Read the layout of an encoder from its keys.
+
+    Args:
+        part: ``te1`` or ``te2``.
+        shapes: key -> shape, in transformers' naming.
+        pooled: SDXL's second encoder: GELU, and a pooled and projected output beside the hidden states.
+
+    Raises:
+        ValueError: no layers are found.
+    """
+    root = "text_model.encoder.layers."
+    count = 1 + max((int(key[len(root) :].split(".")[0]) for key in shapes if key.startswith(root)), default=-1)
+    if count == 0:
+        raise ValueError("this is not a CLIP text encoder: no text_model.encoder.layers")
+    function = clip_layer_gelu if pooled else clip_layer_quick_gelu
+    embed = make_block(part, embed_tokens, "text_model.embeddings.", shapes, 1)
+    pool = Block(
+        part,
+        pool_and_project,
+        "",
+        ("text_model.final_layer_norm.bias", "text_model.final_layer_norm.weight", "text_projection.weight"),
+        2,
+    )
+    return ClipTextSpec(
+        embed=replace(embed, names=tuple(n for n in embed.names if not n.startswith("position_ids"))),
+        layers=tuple(make_block(part, function, f"{root}{i}.", shapes, 1) for i in range(count)),
+        pool=pool if pooled else None,
+    )
+
+
+# --- forward ----------------------------------------------------------------------------------------------------------
+def clip_text_forward(spec: ClipTextSpec, run: Run, ids_BT: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    """Penultimate hidden states [B, T, D] (before the final norm), and the pooled output [B, D] or None.
+
+    The pooled output is taken at the first end-of-text token, or at token 0 where there is none, as SDXL does.
+    """
+    hidden = run(spec.embed, Tensor(ids_BT.astype(np.int32)))
+    for block in spec.layers[:-1]:
+        hidden = run(block, hidden)
+    if spec.pool is None:
+        return hidden, None
+    last = run(spec.layers[-1], hidden)
+    first_end = (ids_BT == END_OF_TEXT).argmax(axis=1)
+    one_hot = np.eye(ids_BT.shape[1], dtype=np.float32)[first_end]
+    return hidden, run(spec.pool, last, Tensor(one_hot))

@@ -1,0 +1,220 @@
+"""Compiling blocks: one program per kind of block, shared by every block of that kind.
+
+A program takes the block's inputs, one flat vector with all its adapter tensors, a random key, and its frozen weights;
+all of them are inputs of the compiled graph, so equal blocks never compile twice (docs/decisions/0002).
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from library.device.random import key_tensor
+from library.models.block import Block
+
+AdapterEntry = tuple[str, object]
+"""(local layer name, adapter); the adapter has ``shapes()`` and ``build(layer, salt)``, see networks.network_base."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one adapter tensor lies in its block's flat vector."""
+
+    name: str
+    """Local name: ``attn1.to_q.lora_down.weight``"""
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+def slots_of(adapters: tuple[AdapterEntry, ...]) -> tuple[Slot, ...]:
+    """The layout of a block's flat adapter vector."""
+    return tuple(Slot(f"{layer}.{suffix}", shape) for layer, a in adapters for suffix, shape in a.shapes().items())
+
+
+@dataclass
+class Program:
+    """The forward pass of a kind of block, and its vector-Jacobian products by which inputs need one."""
+
+    forward: Callable[..., Tensor]
+    """(*inputs, theta, key, frozen) -> output."""
+    _make_vjp: Callable[[tuple[int, ...]], Callable[..., tuple[Tensor, ...]]]
+    _vjps: dict[tuple[int, ...], Callable[..., tuple[Tensor, ...]]] = field(default_factory=dict)
+
+    def vjp(self, wanted: tuple[int, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        """(*inputs, theta, key, frozen, d_output) -> (d_input for each wanted index, ..., d_theta)."""
+        if wanted not in self._vjps:
+            self._vjps[wanted] = self._make_vjp(wanted)
+        return self._vjps[wanted]
+
+
+@functools.lru_cache(maxsize=None)
+def program(
+    function: Callable[..., Tensor],
+    names: tuple[str, ...],
+    arity: int,
+    adapters: tuple[AdapterEntry, ...],
+    compiled: bool,
+) -> Program:
+    """The program of a kind of block.
+
+    Args:
+        function: the block function.
+        names: local names of the frozen weights.
+        arity: number of inputs.
+        adapters: the block's adapters, in the order in which the flat vector holds them.
+        compiled: compile to graphs; False runs operation by operation, for debugging.
+    """
+    slots = slots_of(adapters)
+    applies = {layer: adapter.build(layer, salt) for salt, (layer, adapter) in enumerate(adapters)}
+    forward = _make_forward(function, names, slots, applies)
+
+    def make_vjp(wanted: tuple[int, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        vjp = _OF_ARITY[arity](forward, wanted)[1]
+        return ms.jit(vjp) if compiled else vjp
+
+    call = _OF_ARITY[arity](forward, ())[0]
+    return Program(ms.jit(call) if compiled else call, make_vjp)
+
+
+def _make_forward(
+    function: Callable[..., Tensor], names: tuple[str, ...], slots: tuple[Slot, ...], applies: Mapping[str, Callable]
+) -> Callable[..., Tensor]:
+    """(inputs, theta, key, frozen) -> output, for use inside a graph."""
+    sizes = tuple(slot.size for slot in slots)
+    layout = tuple((slot.name, slot.shape) for slot in slots)
+
+    def forward(inputs, theta, key, frozen):  # type: ignore[no-untyped-def]  # read by the graph compiler
+        weights = {}
+        for i in range(len(names)):
+            weights[names[i]] = frozen[i]
+        if len(sizes) > 0:
+            pieces = ops.split(theta, sizes)
+            for i in range(len(layout)):
+                weights[layout[i][0]] = pieces[i].reshape(layout[i][1])
+        return function(*inputs, (weights, applies, key))
+
+    return forward
+
+
+# Graphs differentiate functions of plain tensors only, not of tuples or *args: one pair of functions per number of
+# inputs. The frozen weights come as one tuple that ``bind`` has marked mutable: the values of a plain tuple would be
+# compiled into the graph as constants.
+def _one(forward, wanted):  # type: ignore[no-untyped-def]
+    def call(x, theta, key, frozen):  # type: ignore[no-untyped-def]
+        return forward((x,), theta, key, frozen)
+
+    def vjp(x, theta, key, frozen, d_out):  # type: ignore[no-untyped-def]
+        def of_trained(x, theta):  # type: ignore[no-untyped-def]
+            return forward((x,), theta, key, frozen)
+
+        return _pick(_GRAD(of_trained)(x, theta, d_out), wanted)
+
+    return call, vjp
+
+
+def _two(forward, wanted):  # type: ignore[no-untyped-def]
+    def call(x, y, theta, key, frozen):  # type: ignore[no-untyped-def]
+        return forward((x, y), theta, key, frozen)
+
+    def vjp(x, y, theta, key, frozen, d_out):  # type: ignore[no-untyped-def]
+        def of_trained(x, y, theta):  # type: ignore[no-untyped-def]
+            return forward((x, y), theta, key, frozen)
+
+        return _pick(_GRAD(of_trained)(x, y, theta, d_out), wanted)
+
+    return call, vjp
+
+
+def _three(forward, wanted):  # type: ignore[no-untyped-def]
+    def call(x, y, z, theta, key, frozen):  # type: ignore[no-untyped-def]
+        return forward((x, y, z), theta, key, frozen)
+
+    def vjp(x, y, z, theta, key, frozen, d_out):  # type: ignore[no-untyped-def]
+        def of_trained(x, y, z, theta):  # type: ignore[no-untyped-def]
+            return forward((x, y, z), theta, key, frozen)
+
+        return _pick(_GRAD(of_trained)(x, y, z, theta, d_out), wanted)
+
+    return call, vjp
+
+
+_OF_ARITY = {1: _one, 2: _two, 3: _three}
+_GRAD = ops.GradOperation(get_all=True, sens_param=True)
+
+
+def _pick(grads, wanted):  # type: ignore[no-untyped-def]
+    """The gradients of the wanted inputs, then of theta; the compiler drops what is not picked."""
+    picked = ()
+    for i in wanted:
+        picked = picked + (grads[i],)
+    return picked + (grads[-1],)
+
+
+# --- blocks bound to weights ----------------------------------------------------------------------------------------
+NO_THETA = np.zeros(1, np.float32)
+"""Stands for the adapter vector of a block that has none."""
+
+
+@dataclass(frozen=True, eq=False)
+class BoundBlock:
+    """A block with its program and weights, ready to be applied."""
+
+    program: Program
+    frozen: tuple[Tensor, ...]
+    segment: int | None
+    """Which segment of the trained vector is this block's, or None."""
+
+
+def bind(
+    block: Block,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    adapters: tuple[AdapterEntry, ...] = (),
+    segment: int | None = None,
+    compiled: bool = True,
+) -> BoundBlock:
+    """Choose a block's program and collect its weights out of those of all parts (part -> key -> tensor)."""
+    chosen = program(block.function, block.names, block.arity, adapters, compiled)
+    frozen = ms.mutable(block.frozen(weights[block.part])) if block.names else ()
+    return BoundBlock(chosen, frozen, segment)
+
+
+class Forward:
+    """Applies blocks without gradients; also the plain pass that MindSpore itself can differentiate.
+
+    Args:
+        bound: block -> its bound form, for every block that will be run.
+        segments: the adapter vector of each segment.
+        keys: random key of each segment; without one, blocks get the key 0 (no dropout may be active then).
+    """
+
+    def __init__(
+        self,
+        bound: Mapping[Block, BoundBlock],
+        segments: tuple[Tensor, ...] = (),
+        keys: tuple[Tensor, ...] | None = None,
+    ) -> None:
+        self.bound = bound
+        self.segments = segments
+        self.keys = keys
+        self.no_theta = Tensor(NO_THETA)
+        self.no_key = key_tensor(0)
+
+    def arguments(self, bound: BoundBlock) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """The (theta, key, frozen) of one block."""
+        if bound.segment is None:
+            return self.no_theta, self.no_key, bound.frozen
+        key = self.no_key if self.keys is None else self.keys[bound.segment]
+        return self.segments[bound.segment], key, bound.frozen
+
+    def __call__(self, block: Block, *inputs: Tensor) -> Tensor:
+        """Apply one block."""
+        bound = self.bound[block]
+        return bound.program.forward(*inputs, *self.arguments(bound))

@@ -1,0 +1,278 @@
+"""The Stable Diffusion UNet in the original (SGM) key naming.
+
+The layout is read from the checkpoint's own shapes, so a tiny model, SDXL and its relatives take the same path.
+Shapes: B batch, C channels, H W latent pixels, T tokens (H*W), S text tokens, D width.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from mindspore import Tensor, ops
+
+from library.device import kernels
+from library.models.block import Block, conv, group_norm, layer_norm, linear, make_block
+
+PART = "unet"
+HEAD_WIDTH = 64  # SDXL: num_head_channels of every attention
+RESNET_EPS = 1e-5
+TRANSFORMER_NORM_EPS = 1e-6
+SINUSOID_PERIOD = 10000.0
+
+Run = Callable[..., Tensor]
+"""How a block is applied: run(block, *inputs) -> output. The caller decides on adapters and gradients."""
+
+
+# --- block functions ------------------------------------------------------------------------------------------------
+def embed_time(sinusoid_BM: Tensor, vector_BV: Tensor, parts: tuple) -> Tensor:
+    """Time and size conditioning to one embedding [B, 4M]."""
+    time = linear(kernels.silu(linear(sinusoid_BM, "time_embed.0", parts)), "time_embed.2", parts)
+    label = linear(kernels.silu(linear(vector_BV, "label_emb.0.0", parts)), "label_emb.0.2", parts)
+    return time + label
+
+
+def conv_in(x_BCHW: Tensor, parts: tuple) -> Tensor:
+    """The first convolution."""
+    return conv(x_BCHW, "0", 1, 1, parts)
+
+
+def res_block(x_BCHW: Tensor, emb_BE: Tensor, parts: tuple) -> Tensor:
+    """Two convolutions with the embedding added between, and a shortcut."""
+    h = kernels.silu(group_norm(x_BCHW, "in_layers.0", RESNET_EPS, parts))
+    h = conv(h, "in_layers.2", 1, 1, parts)
+    shift_BC = linear(kernels.silu(emb_BE), "emb_layers.1", parts)
+    h = h + shift_BC.reshape(shift_BC.shape[0], -1, 1, 1)
+    h = kernels.silu(group_norm(h, "out_layers.0", RESNET_EPS, parts))
+    h = conv(h, "out_layers.3", 1, 1, parts)
+    if "skip_connection.weight" in parts[0]:
+        return conv(x_BCHW, "skip_connection", 1, 0, parts) + h
+    return x_BCHW + h
+
+
+def res_block_with_skip(x_BCHW: Tensor, skip_BCHW: Tensor, emb_BE: Tensor, parts: tuple) -> Tensor:
+    """A res block of the decoder: the encoder's output of the same size is appended to the channels first."""
+    return res_block(ops.concat((x_BCHW, skip_BCHW), 1), emb_BE, parts)
+
+
+def downsample(x_BCHW: Tensor, parts: tuple) -> Tensor:
+    """Strided convolution; halves height and width."""
+    return conv(x_BCHW, "op", 2, 1, parts)
+
+
+def upsample(x_BCHW: Tensor, parts: tuple) -> Tensor:
+    """Nearest neighbour to twice the size, then a convolution."""
+    return conv(kernels.upsample_nearest_2x(x_BCHW), "conv", 1, 1, parts)
+
+
+def transformer_in(x_BCHW: Tensor, parts: tuple) -> Tensor:
+    """Normalise, turn pixels into tokens, project: [B, T, D]."""
+    batch, channels, height, width = x_BCHW.shape
+    h = group_norm(x_BCHW, "norm", TRANSFORMER_NORM_EPS, parts)
+    return linear(h.reshape(batch, channels, height * width).swapaxes(1, 2), "proj_in", parts)
+
+
+def transformer_block(x_BTD: Tensor, context_BSX: Tensor, parts: tuple) -> Tensor:
+    """Self-attention, attention to the text, gated feed-forward; each with a residual."""
+    h = layer_norm(x_BTD, "norm1", parts)
+    x_BTD = x_BTD + _attend(h, h, "attn1", parts)
+    h = layer_norm(x_BTD, "norm2", parts)
+    x_BTD = x_BTD + _attend(h, context_BSX, "attn2", parts)
+    h = linear(layer_norm(x_BTD, "norm3", parts), "ff.net.0.proj", parts)
+    half = h.shape[-1] // 2
+    return x_BTD + linear(h[..., :half] * kernels.gelu(h[..., half:]), "ff.net.2", parts)
+
+
+def _attend(x_BTD: Tensor, context_BSX: Tensor, name: str, parts: tuple) -> Tensor:
+    q = linear(x_BTD, name + ".to_q", parts)
+    k = linear(context_BSX, name + ".to_k", parts)
+    v = linear(context_BSX, name + ".to_v", parts)
+    return linear(kernels.attention(q, k, v, q.shape[-1] // HEAD_WIDTH), name + ".to_out.0", parts)
+
+
+def transformer_out(tokens_BTD: Tensor, x_BCHW: Tensor, parts: tuple) -> Tensor:
+    """Project the tokens back, turn them into pixels, add the transformer's input."""
+    h = linear(tokens_BTD, "proj_out", parts)
+    return h.swapaxes(1, 2).reshape(x_BCHW.shape) + x_BCHW
+
+
+def conv_out(x_BCHW: Tensor, parts: tuple) -> Tensor:
+    """Normalise and predict [B, 4, H, W]."""
+    return conv(kernels.silu(group_norm(x_BCHW, "0", RESNET_EPS, parts)), "2", 1, 1, parts)
+
+
+# --- layout -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Transformer:
+    """A spatial transformer: pixels to tokens, blocks, tokens to pixels."""
+
+    enter: Block
+    blocks: tuple[Block, ...]
+    leave: Block
+
+
+@dataclass(frozen=True)
+class Resnet:
+    """A residual block; the one that opens a decoder stage also takes the skip."""
+
+    block: Block
+
+
+@dataclass(frozen=True)
+class Resample:
+    """A block that takes the image alone: first convolution, down- or upsampling."""
+
+    block: Block
+
+
+Layer = Transformer | Resnet | Resample
+
+
+@dataclass(frozen=True)
+class UNetSpec:
+    """Which blocks a UNet has, in the order of the forward pass."""
+
+    time: Block
+    encoder: tuple[tuple[Layer, ...], ...]
+    middle: tuple[Layer, ...]
+    decoder: tuple[tuple[Layer, ...], ...]
+    out: Block
+    sinusoid_width: int
+    """Width of the sinusoidal time embedding (320 in SDXL)."""
+    vector_width: int
+    """Width of the pooled text plus size embeddings (2816 in SDXL)."""
+    context_width: int
+    """Width of the text tokens (2048 in SDXL)."""
+
+    def blocks(self) -> tuple[Block, ...]:
+        """All blocks, in the order of the forward pass."""
+        layers = [layer for stage in (*self.encoder, self.middle, *self.decoder) for layer in stage]
+        return (self.time, *(block for layer in layers for block in layer_blocks(layer)), self.out)
+
+
+def layer_blocks(layer: Layer) -> tuple[Block, ...]:
+    """The blocks of one layer."""
+    if isinstance(layer, Transformer):
+        return (layer.enter, *layer.blocks, layer.leave)
+    return (layer.block,)
+
+
+def infer_unet_spec(shapes: Mapping[str, tuple[int, ...]]) -> UNetSpec:
+    """Read the layout from a checkpoint's keys (without ``model.diffusion_model.``) and shapes.
+
+    Raises:
+        ValueError: the keys are not those of an SDXL UNet; says what is missing.
+    """
+    for key in ("time_embed.0.weight", "label_emb.0.0.weight", "input_blocks.0.0.weight", "out.2.weight"):
+        if key not in shapes:
+            raise ValueError(f"this is not an SDXL UNet: it has no {key} (SD1.x and SD2.x checkpoints lack label_emb)")
+    local = [key for key in shapes if key.startswith(("time_embed.", "label_emb."))]
+    context_key = next(key for key in sorted(shapes) if key.endswith("attn2.to_k.weight"))
+    return UNetSpec(
+        time=Block(PART, embed_time, "", tuple(sorted(local)), 2),
+        encoder=_stages(shapes, "input_blocks", decoder=False),
+        middle=tuple(_layer(shapes, f"middle_block.{i}.", with_skip=False) for i in _indices(shapes, "middle_block.")),
+        decoder=_stages(shapes, "output_blocks", decoder=True),
+        out=make_block(PART, conv_out, "out.", shapes, 1),
+        sinusoid_width=shapes["time_embed.0.weight"][1],
+        vector_width=shapes["label_emb.0.0.weight"][1],
+        context_width=shapes[context_key][1],
+    )
+
+
+def _stages(shapes: Mapping[str, tuple[int, ...]], root: str, decoder: bool) -> tuple[tuple[Layer, ...], ...]:
+    return tuple(
+        tuple(
+            _layer(shapes, f"{root}.{i}.{j}.", with_skip=decoder and j == 0) for j in _indices(shapes, f"{root}.{i}.")
+        )
+        for i in _indices(shapes, root + ".")
+    )
+
+
+def _indices(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> list[int]:
+    """The numbers that stand right behind a prefix, ascending."""
+    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+    return sorted({int(match.group(1)) for key in shapes if (match := pattern.match(key))})
+
+
+def _layer(shapes: Mapping[str, tuple[int, ...]], prefix: str, with_skip: bool) -> Layer:
+    def has(name: str) -> bool:
+        return prefix + name in shapes
+
+    if has("in_layers.2.weight"):
+        function, arity = (res_block_with_skip, 3) if with_skip else (res_block, 2)
+        return Resnet(make_block(PART, function, prefix, shapes, arity))
+    if has("proj_in.weight"):
+        return _transformer(shapes, prefix)
+    if has("op.weight"):
+        return Resample(make_block(PART, downsample, prefix, shapes, 1))
+    if has("conv.weight"):
+        return Resample(make_block(PART, upsample, prefix, shapes, 1))
+    if has("weight"):
+        return Resample(make_block(PART, conv_in, prefix.removesuffix("0."), shapes, 1))
+    raise ValueError(f"no known layer at {prefix} of the UNet")
+
+
+def _transformer(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> Transformer:
+    inner = prefix + "transformer_blocks."
+    enter = tuple(sorted(n for n in ("norm.weight", "norm.bias", "proj_in.weight", "proj_in.bias") if prefix + n in shapes))
+    leave = tuple(sorted(n for n in ("proj_out.weight", "proj_out.bias") if prefix + n in shapes))
+    return Transformer(
+        enter=Block(PART, transformer_in, prefix, enter, 1),
+        blocks=tuple(
+            make_block(PART, transformer_block, f"{inner}{i}.", shapes, 2) for i in _indices(shapes, inner)
+        ),
+        leave=Block(PART, transformer_out, prefix, leave, 2),
+    )
+
+
+# --- forward ----------------------------------------------------------------------------------------------------------
+def unet_forward(
+    spec: UNetSpec, run: Run, noisy_BCHW: Tensor, sinusoid_BM: Tensor, vector_BV: Tensor, context_BSX: Tensor
+) -> Tensor:
+    """Predict noise (or velocity) [B, 4, H, W].
+
+    Args:
+        spec: the layout.
+        run: applies a block.
+        noisy_BCHW: noised latents.
+        sinusoid_BM: sinusoidal embedding of the timesteps, see ``sinusoidal_embedding``.
+        vector_BV: pooled text and size embeddings.
+        context_BSX: text tokens.
+    """
+    emb = run(spec.time, sinusoid_BM, vector_BV)
+    h = noisy_BCHW
+    skips = []
+    for stage in spec.encoder:
+        for layer in stage:
+            h = _apply(layer, run, h, emb, context_BSX)
+        skips.append(h)
+    for layer in spec.middle:
+        h = _apply(layer, run, h, emb, context_BSX)
+    for stage in spec.decoder:
+        h = run(stage[0].block, h, skips.pop(), emb)
+        for layer in stage[1:]:
+            h = _apply(layer, run, h, emb, context_BSX)
+    return run(spec.out, h)
+
+
+def _apply(layer: Layer, run: Run, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    if isinstance(layer, Resample):
+        return run(layer.block, h)
+    if isinstance(layer, Resnet):
+        return run(layer.block, h, emb)
+    tokens = run(layer.enter, h)
+    for block in layer.blocks:
+        tokens = run(block, tokens, context)
+    return run(layer.leave, tokens, h)
+
+
+def sinusoidal_embedding(values: np.ndarray, width: int) -> np.ndarray:
+    """[cos(x f), sin(x f)] with f = 10000**(-i / (width / 2)): values [N] to float32 [N, width].
+
+    Used for timesteps (width 320 in SDXL) and for each size number (width 256).
+    """
+    half = width // 2
+    frequencies = np.exp(-np.log(SINUSOID_PERIOD) * np.arange(half, dtype=np.float32) / half).astype(np.float32)
+    angles = values.astype(np.float32)[:, None] * frequencies[None]
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)

@@ -1,0 +1,102 @@
+"""The autoencoder between pictures and latents: mindone's AutoencoderKL, built from a checkpoint's own shapes.
+
+Shapes: B batch, C channels, H W height and width (pixels for images, 1/8 of that for latents of SDXL).
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mindspore import Tensor, ops
+from mindspore.nn.utils import no_init_parameters
+
+from library.device.mindone_import import diffusers_class
+from library.models.vae_keys import VaeSpec, checked_names, infer_vae_spec, mindone_name, original_vae_keys
+
+VAE_SCALE = 0.13025  # SDXL: latents / standard deviation of the training latents, sd_xl_base.yaml scale_factor
+
+_LOGVAR_RANGE = (-30.0, 20.0)
+"""The log variance is clamped to this, as in the original's DiagonalGaussianDistribution."""
+
+_SCORES_AT_ONCE = 2**26
+"""Attention scores held at a time (256 MB); a 1024 px picture has 2**28 of them."""
+
+
+class QueryChunkedAttention:
+    """mindone attention processor for the VAE's single-head attention that works through the queries in chunks.
+
+    Same result as mindone's own processor; the memory for scores stays constant where that one takes N x N.
+    """
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None) -> Tensor:
+        """Attention among the pixels of hidden_states [B, C, H, W]; the other arguments are unused by a VAE."""
+        batch, channels, height, width = hidden_states.shape
+        tokens = height * width
+        x_BTC = attn.group_norm(hidden_states.reshape(batch, channels, tokens)).swapaxes(1, 2)
+        query = attn.to_q(x_BTC) * channels**-0.5
+        key_BCT = attn.to_k(x_BTC).swapaxes(1, 2)
+        value = attn.to_v(x_BTC)
+        rows = max(1, _SCORES_AT_ONCE // (batch * tokens))
+        chunks = [
+            ops.bmm(ops.softmax(ops.bmm(query[:, first : first + rows], key_BCT), -1), value)
+            for first in range(0, tokens, rows)
+        ]
+        y_BTC = chunks[0] if len(chunks) == 1 else ops.cat(chunks, 1)
+        y_BTC = attn.to_out[0](y_BTC)
+        return y_BTC.swapaxes(1, 2).reshape(batch, channels, height, width) + hidden_states
+
+
+class Vae:
+    """Encoder and decoder with their weights; NumPy in and out, float32 throughout."""
+
+    def __init__(self, model, spec: VaeSpec) -> None:
+        """Wrap a loaded mindone AutoencoderKL; use ``load_vae`` to make one."""
+        self._model = model
+        self.spec = spec
+
+    def encode_moments(self, images_BCHW: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and log variance [B, C, H / 8, W / 8] of the latents of images in [-1, 1]; not scaled by VAE_SCALE."""
+        moments = self._model.encode(_tensor(images_BCHW))[0].asnumpy()
+        mean, logvar = np.split(moments, 2, axis=1)
+        return mean, np.clip(logvar, *_LOGVAR_RANGE)
+
+    @staticmethod
+    def sample(mean: np.ndarray, logvar: np.ndarray, eps: np.ndarray) -> np.ndarray:
+        """Latents drawn with the given standard normal noise: mean + exp(logvar / 2) * eps."""
+        return (mean + np.exp(0.5 * logvar) * eps).astype(np.float32)
+
+    def decode(self, latents_BCHW: np.ndarray | Tensor) -> np.ndarray:
+        """Images [B, C, 8 H, 8 W], about [-1, 1] and not clipped, of latents that are not scaled.
+
+        One picture at a time: at 1024 px a picture needs about GIGABYTES GB.
+        """
+        latents = _tensor(latents_BCHW)
+        return np.concatenate([self._model.decode(latents[i : i + 1])[0].asnumpy() for i in range(latents.shape[0])])
+
+
+def load_vae(weights: Mapping[str, np.ndarray]) -> Vae:
+    """Build the VAE that the weights describe.
+
+    Args:
+        weights: arrays under the original keys (``encoder.down.0.block.0.conv1.weight``), the same with the prefix
+            ``first_stage_model.`` in a whole checkpoint, or diffusers' keys. Each array is asked for once, in turn,
+            besides two or three first layers; float32 arrays become the model's memory, so leave them unchanged.
+
+    Raises:
+        ValueError: not a VAE, or keys missing, left over or of a wrong shape; all of them in one message.
+    """
+    sources = original_vae_keys(weights)
+    spec = infer_vae_spec(sources, weights)
+    with no_init_parameters():
+        model = diffusers_class("AutoencoderKL")(**spec.mindone_config())
+    model.set_train(False)
+    model.set_attn_processor(QueryChunkedAttention())
+    parameters = dict(model.parameters_and_names())
+    ...
+    return Vae(model, spec)
+
+
+def _tensor(array: np.ndarray | Tensor) -> Tensor:
+    if isinstance(array, Tensor):
+        return array
+    return Tensor.from_numpy(np.ascontiguousarray(array, np.float32))

@@ -1,0 +1,1 @@
+"""One training step: noise, loss, gradients, optimizer, learning rate."""

@@ -1,0 +1,178 @@
+"""One training step: forward, loss, gradients, clipping, update.
+
+kohya users look here for: noise and targets -> ``noise_schedule``; loss weights -> ``custom_train_functions``;
+optimizers and schedulers -> ``optimizers``, ``lr_schedules``; data sets -> ``library/data``; saving -> ``library/runs``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from library.models.block import Block
+from library.models.program import BoundBlock, Forward, bind
+from library.training.block_vjp import BlockTape
+from library.training.optimizers import FlatOptimizer
+from library.training.trainable import Trainable
+
+Predict = Callable[[Callable[..., Tensor]], Tensor]
+"""Given a way to run blocks, one batch's prediction [B, 4, H, W]."""
+
+
+def weighted_mse(pred_BCHW: Tensor, target_BCHW: Tensor, weights_B: Tensor, parts: tuple) -> Tensor:
+    """Mean over the batch of weight times the sample's mean squared error."""
+    error = pred_BCHW - target_BCHW
+    per_sample = (error * error).reshape(error.shape[0], -1).mean(-1)
+    return (per_sample * weights_B).mean()
+
+
+LOSS = Block("", weighted_mse, "", (), 3)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one micro-step gave."""
+
+    loss: float
+    grad_norm: float | None
+    """Total gradient norm before clipping; None on a micro-step that only accumulates, or without clipping."""
+
+
+class TrainStep:
+    """Trains the adapters of one network.
+
+    Args:
+        weights: base weights, part -> key -> tensor.
+        blocks: every block that the prediction runs, in the order of the forward pass.
+        trainable: the layout of what is trained.
+        optimizer: its state and rule.
+        max_grad_norm: clip the total norm to this; 0 does not clip.
+        accumulation_steps: micro-steps per update; their losses are averaged.
+        checkpointing: recompute each block in the backward pass, else keep what MindSpore's autodiff keeps.
+        compiled: compile blocks and updates.
+        block_keys: micro-step -> one random key per segment; None without dropout.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Mapping[str, Tensor]],
+        blocks: Sequence[Block],
+        trainable: Trainable,
+        optimizer: FlatOptimizer,
+        *,
+        max_grad_norm: float,
+        accumulation_steps: int = 1,
+        checkpointing: bool = True,
+        compiled: bool = True,
+        block_keys: Callable[[int], tuple[Tensor, ...]] | None = None,
+    ) -> None:
+        self.trainable = trainable
+        self.theta = Tensor(trainable.pack())
+        self._optimizer = optimizer
+        self._bound = bind_all(weights, blocks, trainable, compiled)
+        self._bound[LOSS] = bind(LOSS, {}, compiled=compiled)
+        self._max_grad_norm = max_grad_norm
+        self._accumulation_steps = accumulation_steps
+        self._checkpointing = checkpointing
+        self._block_keys = block_keys
+        self._clip = ms.jit(clip_by_norm) if compiled else clip_by_norm
+        self._accumulated: Tensor | None = None
+        self._pending = 0
+        self.micro_steps = 0
+
+    def loss_and_grad(self, predict: Predict, target_BCHW: Tensor, weights_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, prediction, gradient vector) of one batch; changes nothing."""
+        keys = self._block_keys(self.micro_steps) if self._block_keys else None
+        if self._checkpointing:
+            return self._by_tape(predict, target_BCHW, weights_B, keys)
+        return self._by_autodiff(predict, target_BCHW, weights_B, keys)
+
+    def _by_tape(
+        self, predict: Predict, target: Tensor, weights: Tensor, keys: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        segments = self.trainable.split(self.theta)
+        tape = BlockTape(self._bound, segments, keys)
+        pred = predict(tape)
+        loss = tape(LOSS, pred, target, weights)
+        grads = tape.backward(Tensor(np.float32(1.0)))
+        return loss, pred, ops.concat([grads[i] for i in range(len(segments))])
+
+    def _by_autodiff(
+        self, predict: Predict, target: Tensor, weights: Tensor, keys: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        def loss_of(*segments: Tensor) -> tuple[Tensor, Tensor]:
+            run = Forward(self._bound, segments, keys)
+            pred = predict(run)
+            return run(LOSS, pred, target, weights), pred
+
+        segments = self.trainable.split(self.theta)
+        grad_of = ms.value_and_grad(loss_of, tuple(range(len(segments))), has_aux=True)
+        (loss, pred), grads = grad_of(*segments)
+        return loss, pred, ops.concat(grads)
+
+    def __call__(self, predict: Predict, target_BCHW: Tensor, weights_B: Tensor, lr_factor: float) -> StepResult:
+        """One micro-step; every ``accumulation_steps``-th updates the parameters.
+
+        Args:
+            predict: the batch's prediction, given a way to run blocks.
+            target_BCHW: what is to be predicted.
+            weights_B: weight of each sample's loss.
+            lr_factor: the schedule's factor on the learning rates for this update.
+
+        Raises:
+            FloatingPointError: the loss is not a number; nothing was updated.
+        """
+        loss, _, grad = self.loss_and_grad(predict, target_BCHW, weights_B)
+        value = float(loss.asnumpy())
+        if not np.isfinite(value):
+            raise FloatingPointError(f"the loss is {value}")
+        self.micro_steps += 1
+        self._accumulated = grad if self._accumulated is None else self._accumulated + grad
+        self._pending += 1
+        if self._pending < self._accumulation_steps:
+            return StepResult(value, None)
+        return StepResult(value, self.update(lr_factor))
+
+    def update(self, lr_factor: float) -> float | None:
+        """Apply what has been accumulated; returns the total norm before clipping (None without clipping)."""
+        assert self._accumulated is not None
+        grad = self._accumulated
+        if self._accumulation_steps > 1:
+            grad = grad * (1.0 / self._accumulation_steps)
+        norm = None
+        if self._max_grad_norm > 0:
+            grad, norm_tensor = self._clip(grad, Tensor(np.float32(self._max_grad_norm)))
+            norm = float(norm_tensor.asnumpy())
+        self.theta = self._optimizer.step(self.theta, grad, lr_factor)
+        self._accumulated, self._pending = None, 0
+        return norm
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether gradients wait for an update."""
+        return self._pending > 0
+
+    def store(self) -> None:
+        """Write the trained values into the network."""
+        self.trainable.store(self.theta.asnumpy())
+
+
+def bind_all(
+    weights: Mapping[str, Mapping[str, Tensor]], blocks: Sequence[Block], trainable: Trainable, compiled: bool
+) -> dict[Block, BoundBlock]:
+    """Bind every block, those with adapters to their segment of the trained vector."""
+    segment_of = {segment.block: i for i, segment in enumerate(trainable.segments)}
+    bound = {}
+    for block in blocks:
+        i = segment_of.get(block)
+        adapters = trainable.segments[i].adapters if i is not None else ()
+        bound[block] = bind(block, weights, adapters, i, compiled)
+    return bound
+
+
+def clip_by_norm(grad, max_norm):  # type: ignore[no-untyped-def]  # read by the graph compiler
+    """(gradient scaled to at most max_norm, its norm before); torch's clip_grad_norm_ with its 1e-6."""
+    norm = ops.sqrt((grad * grad).sum())
+    return grad * ops.minimum(max_norm / (norm + 1e-6), Tensor(1.0, ms.float32)), norm

@@ -1,0 +1,111 @@
+"""What is trained, as one flat float32 vector (docs/decisions/0002).
+
+Each adapted block owns one segment, segments follow the order of the forward pass. Optimizer state is a few vectors of
+the same length; clipping is one norm.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from mindspore import Tensor, ops
+
+from library.models.block import Block
+from library.models.program import AdapterEntry, slots_of
+
+
+class TrainedNetwork(Protocol):
+    """What is needed of a network (networks.network_base.Network)."""
+
+    layers: dict[str, Any]
+    """Layer name -> its target (part, key) and adapter."""
+    tensors: dict[str, np.ndarray]
+    """Key -> float32 array."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One block's part of the vector."""
+
+    block: Block
+    adapters: tuple[AdapterEntry, ...]
+    keys: tuple[str, ...]
+    """The network's key of each slot, in order."""
+    shapes: tuple[tuple[int, ...], ...]
+    offset: int
+    size: int
+
+
+class Trainable:
+    """The layout of the trained vector, and the way between it and a network's named tensors.
+
+    Args:
+        network: the network that is trained.
+        blocks: the blocks that the forward pass runs, in its order. Adapters of layers that no block runs (the last
+            layer of SDXL's first text encoder) get no gradient; they stay in the network and are not trained.
+    """
+
+    def __init__(self, network: TrainedNetwork, blocks: Sequence[Block]) -> None:
+        by_key = {(layer.target.part, layer.target.key): name for name, layer in network.layers.items()}
+        self.network = network
+        self.segments: list[Segment] = []
+        offset = 0
+        for block in blocks:
+            segment = _segment(network, by_key, block, offset)
+            if segment is not None:
+                self.segments.append(segment)
+                offset += segment.size
+        self.size = offset
+        if not self.segments:
+            raise ValueError("nothing would be trained: no block that runs has an adapter")
+        trained = {key for segment in self.segments for key in segment.keys}
+        self.idle = sorted(set(network.tensors) - trained)
+
+    def pack(self) -> np.ndarray:
+        """The network's tensors as one float32 vector."""
+        return np.concatenate([self.network.tensors[key].ravel() for s in self.segments for key in s.keys])
+
+    def unpack(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """Network key -> its part of a vector (the parameters, a gradient, ...), in the tensor's shape."""
+        named = {}
+        for segment in self.segments:
+            offset = segment.offset
+            for key, shape in zip(segment.keys, segment.shapes, strict=True):
+                size = int(np.prod(shape))
+                named[key] = vector[offset : offset + size].reshape(shape)
+                offset += size
+        return named
+
+    def store(self, vector: np.ndarray) -> None:
+        """Write a parameter vector back into the network."""
+        self.network.tensors.update({key: value.copy() for key, value in self.unpack(vector).items()})
+
+    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """The segments of a vector on the device."""
+        return ops.split(vector, [segment.size for segment in self.segments])
+
+    def per_value(self, value_of: Mapping[str, float]) -> np.ndarray:
+        """A vector that holds ``value_of[part]`` for every value of that part."""
+        return np.concatenate([np.full(s.size, value_of[s.block.part], np.float32) for s in self.segments])
+
+
+def _segment(
+    network: TrainedNetwork, by_key: Mapping[tuple[str, str], str], block: Block, offset: int
+) -> Segment | None:
+    adapters, keys = [], []
+    for name in block.names:
+        if not name.endswith(".weight"):
+            continue
+        local = name.removesuffix(".weight")
+        layer_name = by_key.get((block.part, block.prefix + local))
+        if layer_name is None:
+            continue
+        layer = network.layers[layer_name]
+        adapters.append((local, layer.adapter))
+        keys.extend(f"{layer_name}.{suffix}" for suffix in layer.adapter.shapes())
+    if not adapters:
+        return None
+    slots = slots_of(tuple(adapters))
+    size = sum(slot.size for slot in slots)
+    return Segment(block, tuple(adapters), tuple(keys), tuple(slot.shape for slot in slots), offset, size)

@@ -1,0 +1,1 @@
+"""Network types: one file each, on top of network_base."""

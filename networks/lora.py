@@ -1,0 +1,234 @@
+"""LoRA: y + up(down(x)) * alpha / rank, beside linear layers and, with conv_dim, convolutions.
+
+Key names, initial values, scale and dropouts are those of kohya's networks.lora.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from mindspore import Tensor
+
+from library.device import kernels
+from library.device.random import keep_mask, uniform
+from library.files.layer_target import LayerTarget
+from networks.network_base import AdaptedLayer, Network, check_all_fit, create_layers, group_by_layer, init_tensors
+
+DEFAULT_DIM = 4  # kohya's networks.lora
+DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
+_SALTS_PER_LAYER = 3
+
+
+@dataclass(frozen=True)
+class LoRAAdapter:
+    """A pair of low-rank matrices."""
+
+    shape: tuple[int, ...]
+    """Shape of the layer's weight: (out, in) or (out, in, k, k)."""
+    rank: int
+    alpha: float
+    stride: int = 1
+    padding: int = 0
+    dropout: float = 0.0
+    """Rate at which single values between down and up are dropped (network_dropout)."""
+    rank_dropout: float = 0.0
+    """Rate at which ranks are dropped, one draw per sample and rank."""
+    module_dropout: float = 0.0
+    """Rate at which the whole adapter is left out of a step."""
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Down has the layer's kernel, up is 1 x 1."""
+        out = self.shape[0]
+        up = (out, self.rank) + ((1, 1) if len(self.shape) == 4 else ())
+        return {DOWN: (self.rank, *self.shape[1:]), UP: up}
+
+    def constants(self) -> dict[str, float]:
+        """The alpha that is saved beside the matrices."""
+        return {ALPHA: self.alpha}
+
+    def init(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
+        """Down uniform within 1 / sqrt(fan_in) (Kaiming with a = sqrt(5)), up zero."""
+        shapes = self.shapes()
+        bound = 1.0 / np.sqrt(np.prod(self.shape[1:]))
+        down = generator.uniform(-bound, bound, shapes[DOWN]).astype(np.float32)
+        return {DOWN: down, UP: np.zeros(shapes[UP], np.float32)}
+
+    def delta(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+        """scale * up @ down, in the layer's shape."""
+        up = tensors[UP].reshape(self.shape[0], self.rank)
+        down = tensors[DOWN].reshape(self.rank, -1)
+        return (np.float32(self.scale) * (up @ down)).reshape(self.shape)
+
+    def without_dropout(self) -> "LoRAAdapter":
+        """The same matrices with all three dropout rates zero."""
+        return replace(self, dropout=0.0, rank_dropout=0.0, module_dropout=0.0)
+
+    def build(self, layer: str, salt: int) -> Callable[..., Tensor]:
+        """The adapted forward of one layer, for the graph compiler."""
+        return _build_conv(self, layer, salt) if len(self.shape) == 4 else _build_linear(self, layer, salt)
+
+
+def _build_linear(adapter: LoRAAdapter, layer: str, salt: int) -> Callable[..., Tensor]:
+    down, up, scale = f"{layer}.{DOWN}", f"{layer}.{UP}", adapter.scale
+    drop = _build_dropouts(adapter, salt)
+
+    def apply(x: Tensor, y: Tensor, weights: dict, key: Tensor) -> Tensor:
+        h = drop(kernels.dense(x, weights[down].astype(x.dtype)), key)
+        return y + kernels.dense(h, weights[up].astype(x.dtype)) * scale
+
+    return apply
+
+
+def _build_conv(adapter: LoRAAdapter, layer: str, salt: int) -> Callable[..., Tensor]:
+    down, up, scale = f"{layer}.{DOWN}", f"{layer}.{UP}", adapter.scale
+    stride, padding = adapter.stride, adapter.padding
+    drop = _build_dropouts(adapter, salt)
+
+    def apply(x: Tensor, y: Tensor, weights: dict, key: Tensor) -> Tensor:
+        h = drop(kernels.conv2d(x, weights[down].astype(x.dtype), None, stride, padding), key)
+        return y + kernels.conv2d(h, weights[up].astype(x.dtype), None, 1, 0) * scale
+
+    return apply
+
+
+def _build_dropouts(adapter: LoRAAdapter, salt: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The dropouts between down and up; masks are a function of the key, so a recomputed block sees the same ones."""
+    dropout, rank_dropout, module_dropout = adapter.dropout, adapter.rank_dropout, adapter.module_dropout
+    rank = adapter.rank
+    is_conv = len(adapter.shape) == 4
+    salt = salt * _SALTS_PER_LAYER
+
+    def drop(h: Tensor, key: Tensor) -> Tensor:
+        if dropout > 0.0:
+            mask = keep_mask(h.size // h.shape[-1], h.shape[-1], dropout, key, salt)
+            h = h * mask.reshape(h.shape).astype(h.dtype)
+        if rank_dropout > 0.0:
+            batch = h.shape[0]
+            mask = keep_mask(batch, rank, rank_dropout, key, salt + 1).astype(h.dtype)
+            if is_conv:
+                h = h * mask.reshape(batch, rank, 1, 1)
+            elif h.ndim == 3:
+                h = h * mask.reshape(batch, 1, rank)
+            else:
+                h = h * mask
+        if module_dropout > 0.0:
+            kept = uniform(1, 1, key, salt + 2) >= module_dropout
+            h = h * kept.astype(h.dtype).reshape(1)
+        return h
+
+    return drop
+
+
+def create_network(
+    targets: Iterable[LayerTarget],
+    *,
+    network_dim: int | None,
+    network_alpha: float | None,
+    network_dropout: float | None,
+    network_args: Mapping[str, str],
+    generator_of: Callable[[str], np.random.Generator],
+) -> Network:
+    """A fresh LoRA network.
+
+    Args:
+        targets: the layers of the models that are trained.
+        network_dim: rank; None means 4, as in kohya.
+        network_alpha: None or 0 means the rank.
+        network_dropout: rate of ``LoRAAdapter.dropout``.
+        network_args: ``conv_dim``, ``conv_alpha``, ``rank_dropout``, ``module_dropout``, as typed.
+        generator_of: layer name -> random generator of its initial values.
+
+    Raises:
+        ValueError: an argument that is unknown or not a number; names all of them.
+    """
+    rank = network_dim or DEFAULT_DIM
+    alpha = float(network_alpha or rank)
+    options = _parse_network_args(network_args)
+    conv_rank = int(options.get("conv_dim", 0))
+    conv_alpha = options.get("conv_alpha", 1.0) or float(conv_rank)
+    rates = {
+        "dropout": network_dropout or 0.0,
+        "rank_dropout": options.get("rank_dropout", 0.0),
+        "module_dropout": options.get("module_dropout", 0.0),
+    }
+
+    def make_adapter(target: LayerTarget) -> LoRAAdapter | None:
+        if target.extended and not conv_rank:
+            return None
+        is_kxk = target.is_conv and target.shape[2] > 1
+        return LoRAAdapter(
+            target.shape,
+            conv_rank if is_kxk else rank,
+            conv_alpha if is_kxk else alpha,
+            target.stride,
+            target.padding,
+            **rates,
+        )
+
+    layers = create_layers(targets, make_adapter)
+    return Network(layers, init_tensors(layers, generator_of))
+
+
+def create_network_from_weights(
+    targets: Iterable[LayerTarget], state: Mapping[str, np.ndarray], source: str
+) -> Network:
+    """A network with the ranks and alphas of a file, without dropouts.
+
+    Args:
+        targets: every layer that the base model offers.
+        state: the file's tensors.
+        source: the file's name, for messages.
+
+    Raises:
+        ValueError: layers that the base model does not have, other shapes, or keys of another network type.
+    """
+    targets = list(targets)
+    check_all_fit(state, targets, source)
+    grouped = group_by_layer(state)
+    foreign = sorted(name for name, tensors in grouped.items() if DOWN not in tensors or UP not in tensors)
+    if foreign:
+        raise ValueError(
+            f"{source}: {len(foreign)} layers have no {DOWN} and {UP} (first: {foreign[0]} with "
+            f"{', '.join(sorted(grouped[foreign[0]]))}); it is not a networks.lora file"
+        )
+
+    def make_adapter(target: LayerTarget) -> LoRAAdapter | None:
+        if target.name not in grouped:
+            return None
+        tensors = grouped[target.name]
+        rank = tensors[DOWN].shape[0]
+        alpha = float(tensors[ALPHA]) if ALPHA in tensors else float(rank)
+        return LoRAAdapter(target.shape, rank, alpha, target.stride, target.padding)
+
+    layers: dict[str, AdaptedLayer] = create_layers(targets, make_adapter)
+    network = Network(layers, {})
+    network.load(state, source)
+    return network
+
+
+_NETWORK_ARGS = ("conv_dim", "conv_alpha", "rank_dropout", "module_dropout")
+
+
+def _parse_network_args(network_args: Mapping[str, str]) -> dict[str, float]:
+    problems, values = [], {}
+    for name, text in network_args.items():
+        if name not in _NETWORK_ARGS:
+            problems.append(f"--network_args {name}={text}: networks.lora knows {', '.join(_NETWORK_ARGS)}")
+            continue
+        try:
+            values[name] = float(text)
+        except ValueError:
+            problems.append(f"--network_args {name}={text}: not a number")
+    if values.get("conv_dim", 1) < 1 or values.get("conv_dim", 1) != int(values.get("conv_dim", 1)):
+        problems.append(f"--network_args conv_dim={network_args['conv_dim']}: must be a whole number of at least 1")
+    for name in ("rank_dropout", "module_dropout"):
+        if not 0.0 <= values.get(name, 0.0) < 1.0:
+            problems.append(f"--network_args {name}={network_args[name]}: must be at least 0 and below 1")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return values
