@@ -1,6 +1,6 @@
 """Make a tiny SDXL checkpoint: all keys of the real one, small shapes, weights drawn from a seed.
 
-    python tools/make_tiny_sdxl.py --seed 1 --output tiny_sdxl.safetensors [--dtype float16]
+python tools/make_tiny_sdxl.py --seed 1 --output tiny_sdxl.safetensors [--dtype float16]
 """
 
 import argparse
@@ -13,11 +13,11 @@ from types import MappingProxyType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from library.files.safetensors_header import TensorSpec, file_order  # noqa: E402
-from library.files.safetensors_utils import save_stream  # noqa: E402
-from library.files.whole_file import ensure_writable  # noqa: E402
-from library.models.random_weights import tiny_weights  # noqa: E402
-from library.models.sdxl_spec import TINY_SDXL, Shape, checkpoint_shapes  # noqa: E402
+from library.files.safetensors_header import TensorSpec, file_order
+from library.files.safetensors_utils import save_stream
+from library.files.whole_file import ensure_writable
+from library.models.random_weights import tiny_weights
+from library.models.sdxl_spec import TINY_SDXL, Shape, checkpoint_shapes
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from library.files.file_names import get_remove_epoch_no, get_remove_step_no
 from library.files.hashes import sshs_hashes
-from library.files.safetensors_header import encode_header
-from library.files.safetensors_utils import file_order, specs_of
+from library.files.safetensors_header import encode_header, file_order
+from library.files.safetensors_utils import specs_of
 from library.training.custom_train_functions import (
     debiased_weights,
     huber_thresholds,
@@ -28,7 +28,7 @@ from library.training.noise_schedule import make_noise_schedule
 # The tables are float64, our schedule is float32 like the reference's: at timestep 0 the rounding of
 # 1 - alphas_cumprod makes 2.6e-5 of the SNR, at 998 the rounding of the rebuilt betas 3.8e-5 of the zero-terminal one.
 SCHEDULE_TOLERANCE = 5e-5
-LR_TOLERANCE = 1e-12  # of the full rate; the same formulas in float64, but a platform's cosine may differ in its last bit
+LR_TOLERANCE = 1e-12  # of the full rate; the same formulas in float64, but cosines may differ in the last bit
 # What the step and epoch tables were recorded with; they do not say so themselves.
 STEP_TABLE = MappingProxyType({"save_every_n_steps": 10, "save_last_n_steps": 30})
 EPOCH_TABLE = MappingProxyType({"save_every_n_epochs": 2, "save_last_n_epochs": 3})
@@ -77,7 +77,7 @@ def check_sshs_hashes(cases: Iterable[Any]) -> list[str]:
 
 
 def _hashed_tensors(case: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The recorded case's tensors: dims are rank, inputs, outputs, alpha is 1; the number formats follow from the size."""
+    """The recorded case's tensors: dims are rank, inputs, outputs; alpha is 1; the size tells the number formats."""
     rank, inputs, outputs = case["dims"]
     shapes = {"lora_down.weight": (rank, inputs), "lora_up.weight": (outputs, rank)}
     items = sum(math.prod(shape) for shape in shapes.values())
@@ -120,7 +120,7 @@ def _lr_options(curve_name: str, total_steps: int) -> LrOptions:
     """Options out of ``cosine_with_min_lr W=4 cycles=2 ratio=0.1``; keys unknown here are --lr_scheduler_args."""
     scheduler, *settings = curve_name.split()
     options: dict[str, Any] = {"learning_rate": 1e-4}
-    scheduler_args: dict[str, object] = {}
+    scheduler_args: dict[str, Any] = {}
     for setting in settings:
         key, _, text = setting.partition("=")
         if key not in _LR_KEYS:
@@ -203,7 +203,7 @@ def _compare(name: str, found: Any, expected: Any, tolerance: float, floor: floa
     return [f"{name}: {actual[worst]:.9g}, expected {wanted[worst]:.9g} (relative error {error[worst]:.2g})"]
 
 
-CHECKS: Mapping[str, Callable[[Any], list[str]]] = MappingProxyType(
+TABLE_CHECKS: Mapping[str, Callable[[Any], list[str]]] = MappingProxyType(
     {
         "sshs_hashes": check_sshs_hashes,
         "get_remove_step_no": check_remove_step_no,

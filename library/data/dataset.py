@@ -52,8 +52,10 @@ class TrainDataset:
         """Scan folders and captions, decode every image once to be sure of it, and fill the buckets.
 
         `tokenizers`: one per text encoder. `workers`: threads that make batches ahead, at most one per core; 0 makes
-        them when asked for. Raises ValueError that lists everything wrong: missing or empty folders, broken images, captions that are not
-        UTF-8, metadata without image. What is left out on purpose (num_repeats below 1) is logged.
+        them when asked for. What is left out on purpose (num_repeats below 1) is logged.
+
+        Raises ValueError that lists everything wrong: missing or empty folders, broken images, captions that are not
+        UTF-8, metadata without image.
         """
         import_cv2()
         findings = Findings()

@@ -1,7 +1,7 @@
 """The metadata file of a fine-tuning data set: which images it names, with which captions and tags.
 
-JSON `{key: {"caption": ..., "tags": ...}}`, or JSON lines `{"image_path": key, "caption": ..., "tags": ...}`. A key is a
-path (absolute, relative to image_dir or to the metadata file's folder, or relative to the working folder) or such a
+JSON `{key: {"caption": ..., "tags": ...}}`, or JSON lines `{"image_path": key, "caption": ..., "tags": ...}`. A key is
+a path (absolute, relative to image_dir or to the metadata file's folder, or relative to the working folder) or such a
 path without its ending.
 """
 
@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from library.data.image_files import FolderListing, list_folder
 
@@ -43,7 +44,7 @@ def read_metadata(path: Path) -> list[MetadataEntry]:
     )
 
 
-def _pairs(text: str, *, json_lines: bool) -> Iterator[tuple[str, dict]]:
+def _pairs(text: str, *, json_lines: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     if not json_lines:
         content = json.loads(text)
         if not isinstance(content, dict):

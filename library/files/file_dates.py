@@ -27,6 +27,6 @@ def file_date(
             return datetime.fromtimestamp(int(given), UTC)
         except (ValueError, OverflowError, OSError) as error:
             raise ValueError(
-                f"{SOURCE_DATE_EPOCH}={given} in the environment: it must be whole seconds since 1970-01-01 UTC, or unset"
+                f"{SOURCE_DATE_EPOCH}={given} in the environment: it must be whole seconds since 1970, or unset"
             ) from error
     return None if seed_given else now()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from library.files.safetensors_utils import file_order, serialized, serialized_data, specs_of
+from library.files.safetensors_header import file_order
+from library.files.safetensors_utils import serialized, serialized_data, specs_of
 
 READ_BYTES = 4 << 20
 # The window of the short hash of stable-diffusion-webui.
@@ -40,9 +41,7 @@ def sshs_model_hash(tensors: Mapping[str, np.ndarray], dtype: str | None = None)
     return digest.hexdigest()
 
 
-def sshs_legacy_hash(
-    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], dtype: str | None = None
-) -> str:
+def sshs_legacy_hash(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], dtype: str | None = None) -> str:
     """First 8 hex digits of the SHA-256 of 64 KiB at 1 MiB of the file as saved with the ``ss_`` metadata only."""
     specs = specs_of(tensors, dtype)
     kept = {key: value for key, value in metadata.items() if key.startswith("ss_")}
@@ -50,7 +49,7 @@ def sshs_legacy_hash(
 
 
 def model_hash(path: str | Path) -> str:
-    """The short hash of a model file: as `sshs_legacy_hash`, of the file itself; `NO_FILE` or `IS_FOLDER` without one."""
+    """The short hash of a model file: 8 hex digits of 64 KiB at 1 MiB; `NO_FILE` or `IS_FOLDER` without one."""
     try:
         with open(path, "rb") as stream:
             stream.seek(WINDOW_BEGIN)

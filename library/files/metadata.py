@@ -47,7 +47,10 @@ _DEFAULTS = MappingProxyType(
         **dict.fromkeys(("clip_skip", "max_token_length", "face_crop_aug_range", "scale_weight_norms"), None),
         **dict.fromkeys(("validation_seed", "max_validation_steps", "validate_every_n_epochs"), None),
         **dict.fromkeys(("validate_every_n_steps", "resize_interpolation"), None),
-        **{"huber_schedule": "snr", "huber_scale": 1.0, "huber_c": 0.1, "validation_split": 0.0},
+        "huber_schedule": "snr",
+        "huber_scale": 1.0,
+        "huber_c": 0.1,
+        "validation_split": 0.0,
     }
 )
 

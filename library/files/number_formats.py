@@ -1,6 +1,8 @@
 """The number formats of safetensors files, and conversion between them in slices of bounded size."""
 
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +10,7 @@ SLICE_ITEMS = 1 << 20  # 4 MB of float32: what a conversion holds besides its in
 
 # Name in the file -> NumPy type of its bytes (little endian). BF16 has none: its bytes are handled as uint16.
 # Order: the higher a format stands here, the earlier its tensors come in a file (rank of the safetensors library).
-STORED_AS = MappingProxyType(
+STORED_AS: Mapping[str, np.dtype[Any]] = MappingProxyType(
     {
         "U64": np.dtype("<u8"),
         "I64": np.dtype("<i8"),
@@ -25,8 +27,12 @@ STORED_AS = MappingProxyType(
         "BOOL": np.dtype("?"),
     }
 )
-RANK = MappingProxyType({name: rank for rank, name in enumerate(STORED_AS)})
-_NAME_OF = MappingProxyType({stored: name for name, stored in STORED_AS.items() if name != "BF16"})
+RANK: Mapping[str, int] = MappingProxyType({name: rank for rank, name in enumerate(STORED_AS)})
+_NAME_OF: Mapping[np.dtype[Any], str] = MappingProxyType(
+    {stored: name for name, stored in STORED_AS.items() if name != "BF16"}
+)
+# Every float16 as float32: looking numbers up is 2.5 times as fast as NumPy's conversion.
+_HALF_VALUES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 def format_of(array: np.ndarray) -> str:
@@ -37,7 +43,7 @@ def format_of(array: np.ndarray) -> str:
     return name
 
 
-def native_type(name: str) -> np.dtype:
+def native_type(name: str) -> np.dtype[Any]:
     """NumPy type that holds the values of a format: its own, and float32 for BF16."""
     return np.dtype(np.float32) if name == "BF16" else STORED_AS[name].newbyteorder("=")
 
@@ -48,6 +54,8 @@ def decode(stored: np.ndarray, name: str, out: np.ndarray) -> None:
         bits = stored.astype(np.uint32)
         bits <<= 16
         out[...] = bits.view(np.float32)
+    elif name == "F16" and out.dtype == np.float32:
+        np.take(_HALF_VALUES, stored.view(np.uint16), out=out, mode="clip")
     else:
         out[...] = stored
 

@@ -5,6 +5,7 @@ The header maps each tensor to dtype, shape and data_offsets (begin, end, counte
 ``__metadata__`` to texts. https://github.com/huggingface/safetensors#format
 """
 
+import codecs
 import json
 import math
 from collections.abc import Mapping
@@ -19,21 +20,11 @@ METADATA_KEY = "__metadata__"
 MAX_NAMED = 5
 
 # First bytes of what people have instead of a safetensors file, and what to do about it.
+_PICKLE_ADVICE = "such files are never opened, because they can run code: convert it to safetensors where it came from"
 _LOOKALIKES = (
     (b"version https://git-lfs", "a git-lfs pointer, not the file itself; fetch it with: git lfs pull"),
-    (
-        b"PK\x03\x04",
-        "a zip archive, most likely a torch .ckpt or .pt; such pickle files are never opened, because they can run "
-        "code: convert it to safetensors with the tool it came from",
-    ),
-    *(
-        (
-            bytes([0x80, protocol]),
-            "a pickle file; those are never opened, because they can run code: convert it to safetensors with the tool "
-            "it came from",
-        )
-        for protocol in (2, 3, 4, 5)
-    ),
+    (b"PK\x03\x04", f"a zip archive, most likely a torch .ckpt or .pt with a pickle in it; {_PICKLE_ADVICE}"),
+    *((bytes([0x80, protocol]), f"a pickle file; {_PICKLE_ADVICE}") for protocol in (2, 3, 4, 5)),
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
     (b"GGUF", "a GGUF file; take the safetensors version of the model"),
 )
@@ -135,13 +126,22 @@ def _what_it_is(start: bytes, file_size: int, length: int) -> str:
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text.startswith(b"<"):
         return "it is an HTML or XML page, perhaps an error page saved under its name; download it again"
-    if not any(byte < 32 and byte not in b"\t\r\n" for byte in start):
-        return f"it is a text file that begins with {start[:24].decode('latin-1')!r}"
+    if _is_printable(start):
+        return f"it is a text file that begins with {start[:24].decode(errors='ignore')!r}"
     if file_size < LENGTH_BYTES + 2:
         return f"it has only {file_size} bytes"
     if length > MAX_HEADER_BYTES:
         return f"its header would be {length} bytes long, allowed are {MAX_HEADER_BYTES}"
     return f"its header does not begin with a brace; the file begins with the bytes {start[:16].hex(' ')}"
+
+
+def _is_printable(start: bytes) -> bool:
+    """Whether bytes, which may end in the middle of a character, are UTF-8 text without control characters."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return not any(byte < 32 and byte not in b"\t\r\n" for byte in start)
 
 
 def _parse_json(path: Path, text: bytes) -> dict[str, object]:
@@ -157,7 +157,7 @@ def _parse_json(path: Path, text: bytes) -> dict[str, object]:
         entries = json.loads(text.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged: its header cannot be read: {error}") from error
-    if not isinstance(entries, dict):
+    if type(entries) is not dict:
         raise ValueError(f"{path}: damaged: its header is not a JSON object")
     return entries
 

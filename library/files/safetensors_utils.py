@@ -3,7 +3,7 @@
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -40,7 +40,7 @@ class SafetensorsFile:
         self.metadata: dict[str, str] = self._header.metadata
         """The texts stored beside the tensors; empty when there are none."""
 
-    def __enter__(self) -> "SafetensorsFile":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,8 +102,8 @@ def save_file(
     """Write tensors to a safetensors file, whole or not at all.
 
     With `dtype` (``F32``, ``F16``, ``BF16``) every tensor is stored in that format, otherwise each in its own. The
-    bytes are those of the safetensors library, but for the order of the metadata: there it changes from run to run, here
-    it is the mapping's. Raises ValueError.
+    bytes are those of the safetensors library, but for the order of the metadata: there it changes from run to run,
+    here it is the mapping's. Raises ValueError.
     """
     specs = specs_of(tensors, dtype)
     save_stream(path, specs, ((name, tensors[name]) for name in file_order(specs)), metadata)
@@ -122,8 +122,7 @@ def save_stream(
     """
 
     def write(stream: BinaryIO) -> None:
-        for chunk in serialized(specs, tensors, metadata):
-            stream.write(chunk)
+        stream.writelines(serialized(specs, tensors, metadata))
 
     write_whole(path, write, _same_header(specs, metadata))
 
@@ -147,7 +146,7 @@ def serialized_data(
         flat = array.reshape(-1)
         for begin in range(0, flat.size, SLICE_ITEMS):
             part = np.ascontiguousarray(encode(flat[begin : begin + SLICE_ITEMS], specs[name].dtype))
-            yield memoryview(part).cast("B")
+            yield part.data.cast("B")
     missing = next(expected, None)
     assert missing is None, f"{missing} was not given"
 
@@ -159,9 +158,7 @@ def specs_of(tensors: Mapping[str, np.ndarray], dtype: str | None = None) -> dic
     return {name: TensorSpec(dtype or format_of(array), array.shape) for name, array in tensors.items()}
 
 
-def _same_header(
-    specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None
-) -> Callable[[Path], None]:
+def _same_header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None) -> Callable[[Path], None]:
     """A check that a written file opens again and says the same of its contents."""
 
     def verify(path: Path) -> None:
@@ -173,6 +170,6 @@ def _same_header(
 
 
 def _release(mapped: mmap.mmap, start: int, end: int) -> None:
-    """Tell the system that these bytes of the map are done with, so that they count no more as this process's memory."""
+    """Tell the system that these bytes of the map are done with: they are no longer this process's memory."""
     first = start - start % mmap.PAGESIZE
     mapped.madvise(mmap.MADV_DONTNEED, first, end - first)

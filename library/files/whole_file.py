@@ -1,5 +1,6 @@
 """Files that are whole or absent: written beside, read back, then renamed over the old one."""
 
+import contextlib
 import io
 import os
 import secrets
@@ -23,7 +24,8 @@ def write_whole(
     """
 
     def write_to(part: Path) -> None:
-        with _ChecksumFile(part) as stream:
+        with open(part, "xb") as file:
+            stream = _ChecksumStream(file)
             write(cast(BinaryIO, stream))
         _check_read_back(part, stream.size, stream.checksum)
 
@@ -43,11 +45,14 @@ def write_whole_path(
         if verify is not None:
             verify(part)
         os.replace(part, path)
-        _sync(path.parent)
     except OSError as error:
         raise ValueError(f"{path}: could not be written: {_reason(error)}; nothing was changed there") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
+    # Some network folders cannot be synchronised; the file is whole all the same.
+    with contextlib.suppress(OSError):
+        _sync(path.parent)
 
 
 def ensure_writable(folder: str | Path, bytes_needed: int = 0) -> None:
@@ -75,12 +80,12 @@ def ensure_writable(folder: str | Path, bytes_needed: int = 0) -> None:
         )
 
 
-class _ChecksumFile(io.RawIOBase):
-    """A new file that can only be appended to, and knows the size and CRC-32 of what was written."""
+class _ChecksumStream(io.RawIOBase):
+    """Appends to a file, and knows the size and CRC-32 of what was written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         super().__init__()
-        self._file = open(path, "xb")
+        self._file = file
         self.size = 0
         self.checksum = 0
 
@@ -96,11 +101,6 @@ class _ChecksumFile(io.RawIOBase):
             self.size += len(flat)
             self.checksum = zlib.crc32(flat, self.checksum)
             return len(flat)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
 
 
 def _check_read_back(path: Path, size: int, checksum: int) -> None:

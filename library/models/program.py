@@ -44,12 +44,12 @@ class Program:
     """The forward pass of a kind of block, and its vector-Jacobian products by which inputs need one."""
 
     forward: Callable[..., Tensor]
-    """(*inputs, theta, key, frozen) -> output."""
+    """(*inputs, theta, key, *frozen) -> output."""
     _make_vjp: Callable[[tuple[int, ...]], Callable[..., tuple[Tensor, ...]]]
     _vjps: dict[tuple[int, ...], Callable[..., tuple[Tensor, ...]]] = field(default_factory=dict)
 
     def vjp(self, wanted: tuple[int, ...]) -> Callable[..., tuple[Tensor, ...]]:
-        """(*inputs, theta, key, frozen, d_output) -> (d_input for each wanted index, ..., d_theta)."""
+        """(*inputs, theta, key, d_output, *frozen) -> (d_input for each wanted index, ..., d_theta)."""
         if wanted not in self._vjps:
             self._vjps[wanted] = self._make_vjp(wanted)
         return self._vjps[wanted]
@@ -105,13 +105,12 @@ def _make_forward(
 
 
 # Graphs differentiate functions of plain tensors only, not of tuples or *args: one pair of functions per number of
-# inputs. The frozen weights come as one tuple that ``bind`` has marked mutable: the values of a plain tuple would be
-# compiled into the graph as constants.
+# inputs. The frozen weights are spread out behind: the values of a tuple would be compiled into the graph as constants.
 def _one(forward, wanted):  # type: ignore[no-untyped-def]
-    def call(x, theta, key, frozen):  # type: ignore[no-untyped-def]
+    def call(x, theta, key, *frozen):  # type: ignore[no-untyped-def]
         return forward((x,), theta, key, frozen)
 
-    def vjp(x, theta, key, frozen, d_out):  # type: ignore[no-untyped-def]
+    def vjp(x, theta, key, d_out, *frozen):  # type: ignore[no-untyped-def]
         def of_trained(x, theta):  # type: ignore[no-untyped-def]
             return forward((x,), theta, key, frozen)
 
@@ -121,10 +120,10 @@ def _one(forward, wanted):  # type: ignore[no-untyped-def]
 
 
 def _two(forward, wanted):  # type: ignore[no-untyped-def]
-    def call(x, y, theta, key, frozen):  # type: ignore[no-untyped-def]
+    def call(x, y, theta, key, *frozen):  # type: ignore[no-untyped-def]
         return forward((x, y), theta, key, frozen)
 
-    def vjp(x, y, theta, key, frozen, d_out):  # type: ignore[no-untyped-def]
+    def vjp(x, y, theta, key, d_out, *frozen):  # type: ignore[no-untyped-def]
         def of_trained(x, y, theta):  # type: ignore[no-untyped-def]
             return forward((x, y), theta, key, frozen)
 
@@ -134,10 +133,10 @@ def _two(forward, wanted):  # type: ignore[no-untyped-def]
 
 
 def _three(forward, wanted):  # type: ignore[no-untyped-def]
-    def call(x, y, z, theta, key, frozen):  # type: ignore[no-untyped-def]
+    def call(x, y, z, theta, key, *frozen):  # type: ignore[no-untyped-def]
         return forward((x, y, z), theta, key, frozen)
 
-    def vjp(x, y, z, theta, key, frozen, d_out):  # type: ignore[no-untyped-def]
+    def vjp(x, y, z, theta, key, d_out, *frozen):  # type: ignore[no-untyped-def]
         def of_trained(x, y, z, theta):  # type: ignore[no-untyped-def]
             return forward((x, y, z), theta, key, frozen)
 
@@ -182,8 +181,7 @@ def bind(
 ) -> BoundBlock:
     """Choose a block's program and collect its weights out of those of all parts (part -> key -> tensor)."""
     chosen = program(block.function, block.names, block.arity, adapters, compiled)
-    frozen = ms.mutable(block.frozen(weights[block.part])) if block.names else ()
-    return BoundBlock(chosen, frozen, segment)
+    return BoundBlock(chosen, block.frozen(weights[block.part]) if block.names else (), segment)
 
 
 class Forward:
@@ -207,14 +205,14 @@ class Forward:
         self.no_theta = Tensor(NO_THETA)
         self.no_key = key_tensor(0)
 
-    def arguments(self, bound: BoundBlock) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """The (theta, key, frozen) of one block."""
+    def theta_and_key(self, bound: BoundBlock) -> tuple[Tensor, Tensor]:
+        """The adapter vector and random key of one block."""
         if bound.segment is None:
-            return self.no_theta, self.no_key, bound.frozen
+            return self.no_theta, self.no_key
         key = self.no_key if self.keys is None else self.keys[bound.segment]
-        return self.segments[bound.segment], key, bound.frozen
+        return self.segments[bound.segment], key
 
     def __call__(self, block: Block, *inputs: Tensor) -> Tensor:
         """Apply one block."""
         bound = self.bound[block]
-        return bound.program.forward(*inputs, *self.arguments(bound))
+        return bound.program.forward(*inputs, *self.theta_and_key(bound), *bound.frozen)

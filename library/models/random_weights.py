@@ -41,9 +41,7 @@ def tiny_weights(seed: int, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[t
         yield name, random_weight(seed, name, shape)
 
 
-def lora_weights(
-    seed: int, shapes: Mapping[str, tuple[int, ...]], alpha: float
-) -> Iterator[tuple[str, np.ndarray]]:
+def lora_weights(seed: int, shapes: Mapping[str, tuple[int, ...]], alpha: float) -> Iterator[tuple[str, np.ndarray]]:
     """(name, float32 array) of each tensor of a LoRA.
 
     Its own keys are the names (``lora_unet_....lora_down.weight``). ``lora_up`` is small, not zero, so that

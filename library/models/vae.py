@@ -3,15 +3,15 @@
 Shapes: B batch, C channels, H W height and width (pixels for images, 1/8 of that for latents of SDXL).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-
-from mindspore import Tensor, ops
+from mindspore import Parameter, Tensor, ops
 from mindspore.nn.utils import no_init_parameters
 
 from library.device.mindone_import import diffusers_class
-from library.models.vae_keys import VaeSpec, checked_names, infer_vae_spec, mindone_name, original_vae_keys
+from library.models.vae_keys import VaeSpec, diffusers_vae_key, infer_vae_spec, original_vae_keys
 
 VAE_SCALE = 0.13025  # SDXL: latents / standard deviation of the training latents, sd_xl_base.yaml scale_factor
 
@@ -78,22 +78,77 @@ def load_vae(weights: Mapping[str, np.ndarray]) -> Vae:
     """Build the VAE that the weights describe.
 
     Args:
-        weights: arrays under the original keys (``encoder.down.0.block.0.conv1.weight``), the same with the prefix
-            ``first_stage_model.`` in a whole checkpoint, or diffusers' keys. Each array is asked for once, in turn,
-            besides two or three first layers; float32 arrays become the model's memory, so leave them unchanged.
+        weights: arrays under the original keys (``encoder.down.0.block.0.conv1.weight``), under the same with the
+            prefix ``first_stage_model.`` in a whole checkpoint, or under diffusers' keys. Each array is asked for once
+            and in turn, a few first layers twice. A float32 array becomes the model's memory, not a copy of it.
 
     Raises:
-        ValueError: not a VAE, or keys missing, left over or of a wrong shape; all of them in one message.
+        ValueError: not a VAE, or keys that are missing, left over or of a wrong shape, all of them in one message.
     """
-    sources = original_vae_keys(weights)
-    spec = infer_vae_spec(sources, weights)
+    named = _Renamed(weights)
+    spec = infer_vae_spec(named)
     with no_init_parameters():
-        model = diffusers_class("AutoencoderKL")(**spec.mindone_config())
+        model = diffusers_class("AutoencoderKL")(**_mindone_config(spec))
     model.set_train(False)
     model.set_attn_processor(QueryChunkedAttention())
-    parameters = dict(model.parameters_and_names())
-    ...
+    _fill(dict(model.parameters_and_names()), named, len(spec.widths))
     return Vae(model, spec)
+
+
+class _Renamed(Mapping[str, np.ndarray]):
+    """The weights under their original names, asked for one at a time."""
+
+    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
+        self._weights = weights
+        self._keys = original_vae_keys(weights)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._weights[self._keys[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def _mindone_config(spec: VaeSpec) -> dict[str, Any]:
+    stages = len(spec.widths)
+    return {
+        "in_channels": spec.image_channels,
+        "out_channels": spec.image_channels,
+        "latent_channels": spec.latent_channels,
+        "block_out_channels": spec.widths,
+        "layers_per_block": spec.res_blocks,
+        "down_block_types": ("DownEncoderBlock2D",) * stages,
+        "up_block_types": ("UpDecoderBlock2D",) * stages,
+    }
+
+
+def _fill(parameters: dict[str, Parameter], weights: Mapping[str, np.ndarray], stages: int) -> None:
+    """Move the weights into mindone's parameters; a 1 x 1 convolution may go into a linear layer and back."""
+    originals = {key: name for name, key in original_vae_keys(parameters).items()}
+    unknown, misshapen = [], []
+    for name in weights:
+        parameter = parameters.pop(diffusers_vae_key(name, stages), None)
+        if parameter is None:
+            unknown.append(name)
+            continue
+        array = weights[name]
+        if _squeezed(array.shape) != _squeezed(parameter.shape):
+            misshapen.append(f"{name} is {list(array.shape)}, expected {list(parameter.shape)}")
+            continue
+        parameter.set_data(_tensor(array.reshape(parameter.shape)))
+    missing = sorted(originals[key] for key in parameters)
+    problems = (("missing", missing), ("not known", unknown), ("of another shape", misshapen))
+    lines = [f"{len(names)} {what}: {', '.join(names)}" for what, names in problems if names]
+    if lines:
+        raise ValueError("the VAE's weights do not fit its layout: " + "; ".join(lines))
+
+
+def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a linear layer for a 1 x 1 convolution, any other shape as it is."""
+    return tuple(shape[:2]) if len(shape) == 4 and shape[2] == shape[3] == 1 else tuple(shape)
 
 
 def _tensor(array: np.ndarray | Tensor) -> Tensor:

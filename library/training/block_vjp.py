@@ -56,8 +56,9 @@ class BlockTape(Forward):
             d_out = flowing.pop(id(call.output), None)
             if d_out is None:
                 continue
-            theta, key, frozen = self.arguments(call.bound)
-            *d_inputs, d_theta = call.bound.program.vjp(call.wanted)(*call.inputs, theta, key, frozen, d_out)
+            vjp = call.bound.program.vjp(call.wanted)
+            theta, key = self.theta_and_key(call.bound)
+            *d_inputs, d_theta = vjp(*call.inputs, theta, key, d_out, *call.bound.frozen)
             for i, d_input in zip(call.wanted, d_inputs, strict=True):
                 source = id(call.inputs[i])
                 flowing[source] = flowing[source] + d_input if source in flowing else d_input

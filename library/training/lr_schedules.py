@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 LrLambda = Callable[[int], float]
 DEFAULT_TIMESCALE = 10_000
@@ -31,7 +32,7 @@ class LrOptions:
     min_lr_ratio: float | None = None
     learning_rate: float
     """--learning_rate, to which lr_end and min_lr are compared."""
-    scheduler_args: Mapping[str, object] = field(default_factory=dict)
+    scheduler_args: Mapping[str, Any] = field(default_factory=dict)
     """--lr_scheduler_args as values by name."""
 
 
@@ -57,8 +58,8 @@ def make_lr_lambda(options: LrOptions) -> LrLambda:
     return make(options, warmup)
 
 
-def _steps(value: int | float, total: int) -> int:
-    return int(value * total) if isinstance(value, float) else value
+def _steps(value: float, total: int) -> int:
+    return int(value * total) if isinstance(value, float) else int(value)
 
 
 def _progress(step: int, warmup: int, total: int) -> float:
@@ -113,7 +114,7 @@ def _polynomial(options: LrOptions, warmup: int) -> LrLambda:
         if step > options.total_steps:
             return end / start
         remaining = max(0.0, 1 - _progress(step, warmup, options.total_steps))
-        return ((start - end) * remaining**options.power + end) / start
+        return ((start - end) * math.pow(remaining, options.power) + end) / start
 
     return _with_warmup(warmup, curve)
 
@@ -208,9 +209,9 @@ def _piecewise_constant(options: LrOptions, warmup: int) -> LrLambda:
 
 def _number(options: LrOptions, key: str, default: float) -> float:
     value = options.scheduler_args.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if type(value) not in (int, float):
         raise ValueError(f"--lr_scheduler_args {key}={value!r}: it must be a number")
-    return value
+    return float(value)
 
 
 # Name -> (curve, names allowed in --lr_scheduler_args, whether it has a warmup)
@@ -231,7 +232,7 @@ _CURVES: Mapping[str, tuple[Callable[[LrOptions, int], LrLambda], tuple[str, ...
 SCHEDULERS = tuple(_CURVES)
 _REFUSED = MappingProxyType(
     {
-        "adafactor": "it belongs to the Adafactor optimizer with relative_step=True and sets itself; leave the flag away",
+        "adafactor": "the Adafactor optimizer with relative_step=True sets it by itself; leave the flag away",
         "reduce_lr_on_plateau": "it fails in the original too; use cosine or warmup_stable_decay",
         "cosine_warmup_with_min_lr": "it fails in the original too; use cosine_with_min_lr with --lr_warmup_steps",
     }

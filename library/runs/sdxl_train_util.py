@@ -1,0 +1,136 @@
+"""The SDXL family: what training and sampling need to know about SDXL."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from mindspore import Tensor
+
+from library.data.batch import Batch
+from library.files.layer_target import LayerTarget
+from library.models import sdxl
+from library.models.block import Block
+from library.models.clip_text import infer_clip_text_spec
+from library.models.program import Forward, bind
+from library.models.sdxl import SdxlSpec, TextOutputs
+from library.models.sdxl_model_util import SdxlWeights, load_weights, lora_targets
+from library.models.unet import infer_unet_spec
+from library.models.vae import VAE_SCALE, Vae, load_vae
+from library.training.trainable import TrainedNetwork, Trainable
+from library.training.train_util import bind_all
+
+logger = logging.getLogger(__name__)
+
+BASE_MODEL_VERSION = "sdxl_base_v1-0"
+"""Written to ss_base_model_version."""
+BUCKET_STEP = 32
+"""Bucket sides must be multiples of this: the VAE and the UNet halve the image five times."""
+
+
+@dataclass
+class SdxlModel:
+    """A base model on the device."""
+
+    spec: SdxlSpec
+    weights: dict[str, dict[str, Tensor]]
+    """Part -> key -> tensor."""
+    vae: Vae
+    run: Forward
+    """Applies the blocks of all parts without gradients."""
+
+
+def build_model(
+    weights: SdxlWeights, network: TrainedNetwork | None = None, compiled: bool = True, dtype: object = np.float32
+) -> SdxlModel:
+    """Put a base model on the device.
+
+    Args:
+        weights: its arrays; float32 ones are used in place, and the two dictionaries are emptied on the way.
+        network: adapters that are applied when the model is run (sampling with an unmerged LoRA).
+        compiled: compile the blocks.
+        dtype: NumPy type of the UNet's and text encoders' tensors.
+    """
+    spec = infer_spec(weights.parts)
+    tensors = {part: _to_tensors(arrays, dtype) for part, arrays in weights.parts.items()}
+    vae = load_vae(weights.vae)
+    return SdxlModel(spec, tensors, vae, inference_run(spec, tensors, network, compiled))
+
+
+def infer_spec(parts: Mapping[str, Mapping[str, np.ndarray]]) -> SdxlSpec:
+    """The layout of the three models, from their shapes."""
+    shapes = {part: {key: array.shape for key, array in arrays.items()} for part, arrays in parts.items()}
+    return SdxlSpec(
+        infer_unet_spec(shapes["unet"]),
+        infer_clip_text_spec("te1", shapes["te1"], pooled=False),
+        infer_clip_text_spec("te2", shapes["te2"], pooled=True),
+    )
+
+
+def inference_run(
+    spec: SdxlSpec, tensors: Mapping[str, Mapping[str, Tensor]], network: TrainedNetwork | None, compiled: bool
+) -> Forward:
+    """Applies the model's blocks without gradients, with a network's adapters where one is given."""
+    blocks = sdxl.all_blocks(spec)
+    if network is None:
+        return Forward({block: bind(block, tensors, compiled=compiled) for block in blocks})
+    trainable = Trainable(network, blocks)
+    return Forward(bind_all(tensors, blocks, trainable, compiled), trainable.split(Tensor(trainable.pack())))
+
+
+def _to_tensors(arrays: dict[str, np.ndarray], dtype: object) -> dict[str, Tensor]:
+    """Tensors that share the arrays' memory; the dictionary is emptied so that converted arrays are freed at once."""
+    tensors = {}
+    for key in list(arrays):
+        tensors[key] = Tensor.from_numpy(np.ascontiguousarray(arrays.pop(key), dtype))
+    return tensors
+
+
+class SdxlFamily:
+    """SDXL for the training loop and the sampler."""
+
+    base_model_version = BASE_MODEL_VERSION
+    bucket_step = BUCKET_STEP
+
+    def load(self, name_or_path: str, vae: str | None, te2_projection: str) -> SdxlWeights:
+        """Read a base model; see ``sdxl_model_util.load_weights`` for what it takes and raises."""
+        return load_weights(name_or_path, vae, te2_projection)
+
+    def lora_targets(self, weights: SdxlWeights) -> list[LayerTarget]:
+        """Every layer that a network may adapt."""
+        return lora_targets(weights)
+
+    def trained_blocks(self, spec: SdxlSpec) -> tuple[Block, ...]:
+        """The blocks of a training step's forward pass, in its order."""
+        return sdxl.all_blocks(spec)
+
+    def encode_images(self, model: SdxlModel, images_BCHW: np.ndarray, eps_BCHW: np.ndarray) -> np.ndarray:
+        """Scaled latents [B, 4, H / 8, W / 8] of images in [-1, 1], drawn with the given standard normal noise."""
+        mean, logvar = model.vae.encode_moments(images_BCHW)
+        return model.vae.sample(mean, logvar, eps_BCHW) * np.float32(VAE_SCALE)
+
+    def encode_text(self, model: SdxlModel, token_ids: Sequence[np.ndarray]) -> TextOutputs:
+        """Conditioning of token ids, one [B, chunks, 77] per text encoder, without gradients."""
+        return sdxl.encode_text(model.spec, model.run, (token_ids[0], token_ids[1]))
+
+    def predict(
+        self,
+        model: SdxlModel,
+        latents_BCHW: np.ndarray,
+        timesteps_B: np.ndarray,
+        text: TextOutputs,
+        size_ids_B6: np.ndarray,
+    ) -> np.ndarray:
+        """The UNet's answer [B, 4, H, W] without gradients."""
+        noisy = Tensor(np.ascontiguousarray(latents_BCHW, np.float32))
+        return sdxl.predict(model.spec, model.run, noisy, timesteps_B, text, size_ids_B6).asnumpy()
+
+    def decode(self, model: SdxlModel, latents_BCHW: np.ndarray) -> np.ndarray:
+        """Images, about [-1, 1], of scaled latents."""
+        return model.vae.decode(latents_BCHW / np.float32(VAE_SCALE))
+
+    def latent_shape(self, batch: Batch) -> tuple[int, int, int, int]:
+        """Shape of the latents of a batch's images."""
+        assert batch.images_BCHW is not None
+        count, _, height, width = batch.images_BCHW.shape
+        return count, 4, height // 8, width // 8

@@ -1,0 +1,98 @@
+"""From clean latents to what the step needs: noise, noised latents, target, weights. NumPy on the host."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from library.data.run_rng import RunRng
+from library.settings.flag_groups import LossArgs
+from library.training.custom_train_functions import (
+    LossWeighting,
+    apply_ip_noise,
+    apply_multires_noise,
+    apply_noise_offset,
+    draw_strength,
+    draw_timesteps,
+    loss_multipliers,
+)
+from library.training.noise_schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class DiffusionInputs:
+    """One batch, noised. Axes: B samples, C channels, H W latent pixels."""
+
+    noisy_BCHW: np.ndarray
+    timesteps_B: np.ndarray
+    target_BCHW: np.ndarray
+    """What the UNet should answer: the noise, or the velocity."""
+    weights_B: np.ndarray
+    """Weight of each sample's mean squared error."""
+
+
+def loss_weighting(loss: LossArgs, v_parameterization: bool) -> LossWeighting:
+    """The flags that weigh the loss by timestep."""
+    return LossWeighting(
+        v_parameterization=v_parameterization,
+        min_snr_gamma=loss.min_snr_gamma,
+        scale_v_pred_loss_like_noise_pred=loss.scale_v_pred_loss_like_noise_pred,
+        v_pred_like_loss=loss.v_pred_like_loss,
+    )
+
+
+def noise_latents(
+    schedule: NoiseSchedule,
+    latents_BCHW: np.ndarray,
+    noise_BCHW: np.ndarray,
+    timesteps_B: np.ndarray,
+    loss_weights_B: np.ndarray,
+    weighting: LossWeighting,
+    input_noise_BCHW: np.ndarray | None = None,
+) -> DiffusionInputs:
+    """Noise latents and form the target.
+
+    Args:
+        schedule: the noise schedule.
+        latents_BCHW: clean latents, scaled.
+        noise_BCHW: the noise that the target is made of.
+        timesteps_B: 0 to 999.
+        loss_weights_B: weight of each sample before those of its timestep.
+        weighting: options that weigh by timestep.
+        input_noise_BCHW: the noise that the UNet's input is made of, where it is another (ip_noise_gamma).
+    """
+    input_noise = noise_BCHW if input_noise_BCHW is None else input_noise_BCHW
+    target = noise_BCHW
+    if weighting.v_parameterization:
+        target = schedule.velocity(latents_BCHW, noise_BCHW, timesteps_B)
+    return DiffusionInputs(
+        noisy_BCHW=schedule.add_noise(latents_BCHW, input_noise, timesteps_B),
+        timesteps_B=timesteps_B,
+        target_BCHW=target,
+        weights_B=(loss_weights_B * loss_multipliers(schedule, timesteps_B, weighting)).astype(np.float32),
+    )
+
+
+def draw_diffusion_inputs(
+    schedule: NoiseSchedule,
+    rng: RunRng,
+    index: int,
+    latents_BCHW: np.ndarray,
+    loss_weights_B: np.ndarray,
+    loss: LossArgs,
+    v_parameterization: bool,
+) -> DiffusionInputs:
+    """Draw noise and timesteps for the ``index``-th batch of the run, by kohya's rules and options."""
+    generator = rng.numpy("noise", index)
+    noise = generator.standard_normal(latents_BCHW.shape, dtype=np.float32)
+    if loss.noise_offset:
+        offset = draw_strength(generator, loss.noise_offset, loss.noise_offset_random_strength)
+        noise = apply_noise_offset(generator, latents_BCHW, noise, offset, loss.adaptive_noise_scale)
+    if loss.multires_noise_iterations:
+        noise = apply_multires_noise(generator, noise, loss.multires_noise_iterations, loss.multires_noise_discount)
+    timesteps = draw_timesteps(rng.numpy("timesteps", index), len(noise), loss.min_timestep, loss.max_timestep)
+    input_noise = None
+    if loss.ip_noise_gamma:
+        gamma = draw_strength(generator, loss.ip_noise_gamma, loss.ip_noise_gamma_random_strength)
+        input_noise = apply_ip_noise(generator, noise, gamma)
+    weighting = loss_weighting(loss, v_parameterization)
+    return noise_latents(schedule, latents_BCHW, noise, timesteps, loss_weights_B, weighting, input_noise)

@@ -1,0 +1,151 @@
+"""The VAE against recorded outputs, its key namings, and its errors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from library.device.device_utils import init_device
+from library.models import vae as vae_module
+from library.models.random_weights import random_weight
+from library.models.sdxl_spec import TINY_SDXL, VAE_PREFIX, checkpoint_shapes
+from library.models.vae import Vae, load_vae
+from library.models.vae_keys import diffusers_vae_key, infer_vae_spec, original_vae_keys
+
+TOLERANCE = 1e-4
+"""Relative L2: float32 sums of a few thousand terms in another order differ by 1e-6 to 1e-5."""
+
+CHECKPOINT_SEED = 1
+STAGES = 4
+
+
+def tiny_vae_weights() -> dict[str, np.ndarray]:
+    shapes = {key: shape for key, shape in checkpoint_shapes(TINY_SDXL).items() if key.startswith(VAE_PREFIX)}
+    return {
+        key.removeprefix(VAE_PREFIX): random_weight(CHECKPOINT_SEED, key, shape) for key, shape in shapes.items()
+    }
+
+
+def relative_error(value: np.ndarray, expected: np.ndarray) -> float:
+    assert value.shape == expected.shape
+    return float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, np.ndarray]:
+    init_device("CPU")
+    return tiny_vae_weights()
+
+
+@pytest.fixture(scope="module")
+def tiny_vae(weights: Mapping[str, np.ndarray]) -> Vae:
+    return load_vae(weights)
+
+
+@pytest.fixture(scope="module")
+def recorded(golden: Path) -> dict[str, np.ndarray]:
+    return load_file(golden / "models.safetensors")
+
+
+def test_encode_matches_the_reference(tiny_vae: Vae, recorded: dict[str, np.ndarray]) -> None:
+    mean, logvar = tiny_vae.encode_moments(recorded["vae.image"])
+    assert relative_error(mean, recorded["vae.mean"]) < TOLERANCE
+    assert relative_error(logvar, recorded["vae.logvar"]) < TOLERANCE
+
+
+def test_decode_matches_the_reference(tiny_vae: Vae, recorded: dict[str, np.ndarray]) -> None:
+    assert relative_error(tiny_vae.decode(recorded["vae.latents"]), recorded["vae.decoded"]) < TOLERANCE
+
+
+def test_decoding_several_pictures_is_decoding_each(tiny_vae: Vae) -> None:
+    latents = np.random.default_rng(0).standard_normal((2, 4, 4, 6)).astype(np.float32)
+    together = tiny_vae.decode(latents)
+    assert together.shape == (2, 3, 32, 48)
+    assert np.array_equal(together[1:], tiny_vae.decode(latents[1:]))
+
+
+def test_attention_in_chunks_equals_attention_at_once(
+    tiny_vae: Vae, recorded: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vae_module, "_SCORES_AT_ONCE", 100 * 256)  # 256 tokens, 100 queries at a time
+    assert relative_error(tiny_vae.decode(recorded["vae.latents"]), recorded["vae.decoded"]) < TOLERANCE
+
+
+def test_sample_is_mean_plus_deviation_times_noise() -> None:
+    drawn = Vae.sample(np.full((1, 4, 2, 2), 3.0), np.full((1, 4, 2, 2), np.log(4.0)), np.full((1, 4, 2, 2), 0.5))
+    assert drawn.dtype == np.float32
+    np.testing.assert_allclose(drawn, 4.0, rtol=1e-6)
+
+
+def test_log_variance_is_clamped(weights: dict[str, np.ndarray]) -> None:
+    bias = np.concatenate([np.zeros(4), [-100.0, 100.0, 0.0, 0.0]]).astype(np.float32)
+    changed = weights | {"quant_conv.weight": np.zeros((8, 8, 1, 1), np.float32), "quant_conv.bias": bias}
+    _, logvar = load_vae(changed).encode_moments(np.zeros((1, 3, 32, 32), np.float32))
+    assert [float(channel.max()) for channel in logvar[0]] == [-30.0, 20.0, 0.0, 0.0]
+
+
+def test_spec_is_read_from_the_shapes(weights: dict[str, np.ndarray]) -> None:
+    spec = infer_vae_spec(weights)
+    assert (spec.widths, spec.res_blocks, spec.image_channels, spec.latent_channels, spec.downscale) == (
+        (32, 64, 128, 128), 2, 3, 4, 8,
+    )  # fmt: skip
+
+
+def test_every_naming_gives_the_original_names(weights: dict[str, np.ndarray]) -> None:
+    new = [diffusers_vae_key(name, STAGES) for name in weights]
+    assert len(set(new)) == len(weights) and not set(new) & {n for n in weights if ".mid." in n or ".up." in n}
+    old = [
+        n.replace("to_out.0", "proj_attn").replace("to_q", "query").replace("to_k", "key").replace("to_v", "value")
+        for n in new
+    ]
+    checkpoint = [*(VAE_PREFIX + name for name in weights), "model.diffusion_model.out.0.weight"]
+    with_leftovers = [*weights, "loss.logvar", "model_ema.decay"]
+    for names in (new, old, checkpoint, with_leftovers):
+        found = original_vae_keys(names)
+        assert set(found) == set(weights)
+        assert set(found.values()) <= set(names)
+    assert original_vae_keys(new)["decoder.up.3.block.0.conv1.weight"] == "decoder.up_blocks.0.resnets.0.conv1.weight"
+
+
+def test_a_diffusers_file_is_the_same_vae(
+    tiny_vae: Vae, weights: dict[str, np.ndarray], recorded: dict[str, np.ndarray]
+) -> None:
+    renamed = {
+        diffusers_vae_key(name, STAGES): array.reshape(array.shape[:2])
+        if "attn_1" in name and array.ndim == 4
+        else array
+        for name, array in weights.items()
+    }
+    latents = recorded["vae.latents"]
+    assert np.array_equal(load_vae(renamed).decode(latents), tiny_vae.decode(latents))
+
+
+def test_half_precision_weights_are_computed_in_float32(
+    tiny_vae: Vae, weights: dict[str, np.ndarray], recorded: dict[str, np.ndarray]
+) -> None:
+    half = load_vae({name: array.astype(np.float16) for name, array in weights.items()})
+    image = recorded["vae.image"]
+    mean, _ = half.encode_moments(image)
+    assert mean.dtype == np.float32
+    # fp16 rounds each weight by up to 2**-11; a random sum of such errors stays at that size.
+    assert relative_error(mean, tiny_vae.encode_moments(image)[0]) < 5e-3
+
+
+def test_what_does_not_fit_is_told_at_once(weights: dict[str, np.ndarray]) -> None:
+    broken = dict(weights)
+    del broken["decoder.up.3.block.0.conv1.weight"]
+    broken["decoder.conv_out.bias"] = np.zeros(5, np.float32)
+    broken["decoder.extra.weight"] = np.zeros(1, np.float32)
+    with pytest.raises(ValueError) as error:
+        load_vae(broken)
+    message = str(error.value)
+    assert "1 missing: decoder.up.3.block.0.conv1.weight" in message
+    assert "1 not known: decoder.extra.weight" in message
+    assert "1 of another shape: decoder.conv_out.bias is [5], expected [3]" in message
+
+
+def test_what_is_no_vae_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"not a VAE: it has no encoder\.conv_in\.weight.*1 tensors: out\.0\.weight"):
+        load_vae({"out.0.weight": np.zeros(3, np.float32)})

@@ -1,0 +1,377 @@
+"""Data sets of all three forms, from files to batches."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from library.data.bucketed import balance_repeats
+from library.data.dataset import TrainDataset
+from library.data.dataset_metadata import dataset_metadata
+from library.data.image_util import load_rgb, to_model_input
+from library.data.run_rng import RunRng
+from library.data.sample import size_ids
+from library.data.tokenizer import sdxl_tokenizers
+from library.settings.config_util import DatasetConfig, SubsetConfig
+
+SIZES = {"square": (80, 80), "wide": (160, 80), "tall": (80, 150), "big": (300, 310)}
+
+
+def draw_images(folder, sizes=SIZES, suffix=".png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (name, (width, height)) in enumerate(sizes.items()):
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / (name + suffix))
+    return folder
+
+
+def config(*subsets, **options):
+    kind = "finetuning" if any(subset.metadata_file for subset in subsets) else "dreambooth"
+    settings = {"resolution": (64, 64), "batch_size": 2, "source": "data.toml [[datasets]] 1"} | options
+    return DatasetConfig(subsets=subsets, kind=kind, **settings)
+
+
+def subset(folder, **options):
+    return SubsetConfig(image_dir=str(folder), source=f"[[subsets]] {folder.name}", **options)
+
+
+BUCKETS = {"enable_bucket": True, "min_bucket_reso": 32, "max_bucket_reso": 128, "bucket_reso_steps": 32}
+
+
+def train_data(*configs, seed=1, workers=0):
+    return TrainDataset(configs, sdxl_tokenizers(), RunRng(seed), workers=workers)
+
+
+def captions_by_name(data):
+    pairs = (pair for batch in data.batches(1, 0) for pair in zip(batch.keys, batch.captions, strict=True))
+    return {key.rsplit("/", 1)[1]: caption for key, caption in pairs}
+
+
+def everything(data, epoch=1, start_index=0, **options):
+    """All that a batch holds, comparable with ==."""
+    return [
+        (
+            batch.index,
+            batch.keys,
+            batch.captions,
+            batch.images_BCHW.tobytes(),
+            [ids.tobytes() for ids in batch.token_ids],
+            batch.size_ids_B6.tolist(),
+            batch.loss_weights_B.tolist(),
+        )
+        for batch in data.batches(epoch, start_index, **options)
+    ]
+
+
+def test_class_and_identifier_with_regularisation_images(tmp_path):
+    train = draw_images(tmp_path / "train", {"a": (80, 80), "b": (90, 80)})
+    reg = draw_images(tmp_path / "reg", {"r1": (80, 80), "r2": (80, 90), "r3": (80, 80)})
+    data = train_data(
+        config(
+            subset(train, class_tokens="sks dog", num_repeats=4),
+            subset(reg, class_tokens="dog", is_reg=True),
+            prior_loss_weight=0.25,
+        )
+    )
+    samples = [
+        (key.rsplit("/", 1)[1], caption, weight)
+        for batch in data.batches(1, 0)
+        for key, caption, weight in zip(batch.keys, batch.captions, batch.loss_weights_B.tolist(), strict=True)
+    ]
+    expected = [("a.png", "sks dog", 1.0), ("b.png", "sks dog", 1.0)] * 4
+    expected += [("r1.png", "dog", 0.25), ("r2.png", "dog", 0.25)] * 3 + [("r3.png", "dog", 0.25)] * 2
+    assert sorted(samples) == sorted(expected)
+    assert (data.num_train_images, data.num_reg_images, data.batches_per_epoch) == (8, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "expected"),
+    [
+        ([1, 1, 1], 20, [7, 7, 6]),
+        ([10, 10, 10], 20, [10, 10, 0]),
+        ([3], 2, [3]),
+        ([2, 3], 10, [5, 5]),
+        ([], 5, []),
+        ([2, 2], 0, [0, 0]),
+    ],
+)
+def test_regularisation_images_are_balanced(given, wanted, expected):
+    assert balance_repeats(given, wanted) == expected
+
+
+def test_caption_files_beside_the_images(tmp_path):
+    folder = draw_images(tmp_path / "train")
+    (folder / "square.txt").write_text("a square\nnot used", encoding="utf-8")
+    (folder / "wide.txt").write_text("\ufeffa wide one", encoding="utf-8")
+    (folder / "tall.caption").write_text("wrong ending", encoding="utf-8")
+    data = train_data(config(subset(folder, caption_extension=".txt", class_tokens="thing")))
+    captions = captions_by_name(data)
+    assert captions == {"square.png": "a square", "wide.png": "a wide one", "tall.png": "thing", "big.png": "thing"}
+
+
+def test_images_are_found_by_ending_without_case_and_not_in_subfolders(tmp_path):
+    folder = draw_images(tmp_path / "train", {"a": (64, 64)}, ".PNG")
+    draw_images(folder, {"b": (64, 64)}, ".JpEg")
+    draw_images(folder / "deeper", {"c": (64, 64)})
+    (folder / "notes.md").write_text("no image")
+    keys = [key for batch in train_data(config(subset(folder))).batches(1, 0) for key in batch.keys]
+    assert sorted(key.rsplit("/", 1)[1] for key in keys) == ["a.PNG", "b.JpEg"]
+
+
+@pytest.mark.parametrize("with_image_dir", [True, False])
+def test_metadata_keys_as_full_path_relative_path_and_stem(tmp_path, with_image_dir):
+    folder = draw_images(tmp_path / "images")
+    draw_images(folder / "sub", {"deep.dot": (64, 64)})
+    prefix = "" if with_image_dir else "images/"
+    metadata = {
+        str(folder / "square.png"): {"caption": "full path", "tags": "x, y"},
+        prefix + "wide.png": {"caption": "relative"},
+        prefix + "tall": {"tags": "only, tags"},
+        prefix + "sub/deep.dot": {"caption": "stem in a folder", "tags": ""},
+    }
+    metadata_file = tmp_path / "meta.json"
+    metadata_file.write_text(json.dumps(metadata), encoding="utf-8")
+    image_dir = str(folder) if with_image_dir else None
+    data = train_data(config(SubsetConfig(metadata_file=str(metadata_file), image_dir=image_dir)))
+    captions = captions_by_name(data)
+    assert captions == {
+        "square.png": "full path,x, y",
+        "wide.png": "relative",
+        "tall.png": "only, tags",
+        "deep.dot.png": "stem in a folder",
+    }
+    notes = " ".join(data.plan().notes)
+    assert ("1 images" in notes and "big.png" in notes) == with_image_dir
+    assert dataset_metadata(data)["ss_tag_frequency"] == {"meta.json": {"x": 1, "y": 1, "only": 1, "tags": 1}}
+
+
+def test_metadata_as_json_lines(tmp_path):
+    folder = draw_images(tmp_path / "images", {"a": (64, 64), "b": (64, 64)})
+    lines = [json.dumps({"image_path": f"{name}.png", "caption": f"picture {name}"}) for name in "ab"]
+    (tmp_path / "meta.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data = train_data(config(SubsetConfig(metadata_file=str(tmp_path / "meta.jsonl"), image_dir=str(folder))))
+    assert sorted(text for batch in data.batches(1, 0) for text in batch.captions) == ["picture a", "picture b"]
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    good = draw_images(tmp_path / "good", dict.fromkeys(("one", "two", "cut", "fake", "latin"), (64, 64)))
+    (good / "cut.png").write_bytes((good / "cut.png").read_bytes()[:200])
+    (good / "fake.png").write_text("text")
+    (good / "latin.caption").write_bytes(b"caf\xe9")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "meta.json").write_text(json.dumps({"nowhere": {"caption": "x"}, "good/one": {"caption": 3}}))
+    (tmp_path / "gone.json").write_text(json.dumps({"nowhere": {"caption": "x"}}))
+    with pytest.raises(ValueError) as error:
+        train_data(
+            config(subset(good), subset(tmp_path / "empty"), subset(tmp_path / "missing")),
+            config(SubsetConfig(metadata_file=str(tmp_path / "meta.json"), source="meta subset")),
+            config(SubsetConfig(metadata_file=str(tmp_path / "gone.json"), source="gone subset")),
+            config(subset(good), resolution=(100, 64), source="odd dataset"),
+        )
+    text = str(error.value)
+    for expected in (
+        "cut.png: the image cannot be read",
+        "fake.png: the image cannot be read",
+        "latin.caption: the caption file is not UTF-8 (byte 0xe9 at position 3)",
+        "[[subsets]] empty: the folder",
+        "has no images",
+        "missing' does not exist",
+        "meta subset: metadata_file",
+        "caption of 'good/one' has to be text, not 3",
+        "gone subset",
+        "key 'nowhere' has no image",
+        "odd dataset: resolution 100 x 64 has to be a multiple of 32",
+    ):
+        assert expected in text
+    assert "one.png" not in text and "two.png" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "outermost value"),
+        ("{}", "names no images"),
+        ('{"a": 1}', "has to be an object"),
+    ],
+)
+def test_bad_metadata_files(tmp_path, content, expected):
+    (tmp_path / "meta.json").write_text(content)
+    with pytest.raises(ValueError, match=expected):
+        train_data(config(SubsetConfig(metadata_file=str(tmp_path / "meta.json"))))
+
+
+def test_a_stem_that_fits_two_images_is_a_problem(tmp_path):
+    folder = draw_images(tmp_path, {"a": (64, 64)})
+    draw_images(folder, {"a": (64, 64)}, ".jpg")
+    (tmp_path / "meta.json").write_text(json.dumps({"a": {"caption": "x"}}))
+    with pytest.raises(ValueError, match=r"fits several images \(a\.jpg, a\.png\)"):
+        train_data(config(SubsetConfig(metadata_file=str(tmp_path / "meta.json"), image_dir=str(folder))))
+
+
+def test_nothing_to_train_is_an_error(tmp_path):
+    folder = draw_images(tmp_path / "a")
+    for configs in ((), (config(),), (config(subset(folder, num_repeats=0)),)):
+        with pytest.raises(ValueError, match=r"no subset to train|no \[\[datasets\]\]"):
+            train_data(*configs)
+    with pytest.raises(ValueError, match="no training images"):
+        train_data(config(subset(folder, is_reg=True)))
+
+
+def test_what_is_left_out_is_logged(tmp_path, caplog):
+    folder = draw_images(tmp_path / "a")
+    other = draw_images(tmp_path / "b")
+    with caplog.at_level(logging.WARNING):
+        data = train_data(config(subset(folder), subset(other, num_repeats=0), subset(folder, num_repeats=3)))
+    assert data.num_train_images == 4
+    assert "num_repeats is 0" in caplog.text and "already in this dataset" in caplog.text
+
+
+def test_batches_have_one_size_and_the_image_fills_it(tmp_path):
+    folder = draw_images(tmp_path / "train")
+    data = train_data(config(subset(folder, num_repeats=3), **BUCKETS))
+    seen = []
+    for batch in data.batches(1, 100):
+        count = len(batch.keys)
+        assert 1 <= count <= 2 and batch.images_BCHW.dtype == np.float32
+        assert batch.images_BCHW.shape == (count, 3, *batch.size_ids_B6[0, 4:].astype(int))
+        assert [ids.shape for ids in batch.token_ids] == [(count, 1, 77)] * 2
+        assert batch.size_ids_B6.shape == (count, 6) and batch.size_ids_B6.dtype == np.float32
+        assert np.abs(batch.images_BCHW).max() <= 1
+        seen += batch.keys
+    assert sorted(seen) == sorted(str(folder / f"{name}.png") for name in SIZES for _ in range(3))
+    assert [batch.index for batch in data.batches(1, 100)] == list(range(100, 100 + data.batches_per_epoch))
+
+
+def test_pixels_are_the_images_own(tmp_path):
+    folder = draw_images(tmp_path / "train", {"a": (64, 64)})
+    (batch,) = train_data(config(subset(folder))).batches(1, 0)
+    np.testing.assert_array_equal(batch.images_BCHW[0], to_model_input(load_rgb(folder / "a.png")))
+    assert batch.size_ids_B6.tolist() == [[64, 64, 0, 0, 64, 64]]
+
+
+def test_size_ids_of_plain_and_mirrored_images():
+    assert size_ids((2000, 1000), (1024, 1024), flipped=False) == (1000, 2000, 256, 0, 1024, 1024)
+    assert size_ids((1000, 2000), (1024, 1024), flipped=False) == (2000, 1000, 0, 256, 1024, 1024)
+    # width 896 in a bucket of 1024: left 64, right 960; 100 wide and 105 high in 64: left 0, right 64
+    assert size_ids((7, 8), (1024, 1024), flipped=True) == (8, 7, 0, 64, 1024, 1024)
+    # 5:7 in 100 x 100: width 71.43, left 14, right 85.43, mirrored left 14.57, which is cut to 14
+    assert size_ids((5, 7), (100, 100), flipped=True)[3] == 14
+
+
+def test_random_crop_without_buckets_cuts_at_the_images_own_scale(tmp_path):
+    folder = draw_images(tmp_path / "train", {"a": (200, 150)})
+    data = train_data(config(subset(folder, random_crop=True, flip_aug=True, num_repeats=8)))
+    pixels = to_model_input(load_rgb(folder / "a.png"))
+    windows = np.lib.stride_tricks.sliding_window_view(pixels[0], (64, 64))
+    for batch in data.batches(1, 0):
+        assert batch.size_ids_B6.tolist() == [[64, 64, 0, 0, 64, 64]] * len(batch.keys)
+        for image in batch.images_BCHW[:, 0]:
+            assert any((windows == view).all(axis=(2, 3)).any() for view in (image, image[:, ::-1]))
+
+
+def test_an_image_smaller_than_the_resolution_is_enlarged(tmp_path):
+    folder = draw_images(tmp_path / "train", {"a": (40, 30)})
+    for options in ({}, {"random_crop": True}):
+        (batch,) = train_data(config(subset(folder, **options))).batches(1, 0)
+        assert batch.images_BCHW.shape == (1, 3, 64, 64)
+        assert batch.size_ids_B6.tolist() == [[30, 40, 8, 0, 64, 64]]
+
+
+def test_the_seed_decides_everything_random(tmp_path):
+    folder = draw_images(tmp_path / "train")
+    varied = {"flip_aug": True, "random_crop": True, "shuffle_caption": True, "class_tokens": "a, b, c, d, e"}
+    settings = config(subset(folder, num_repeats=4, **varied), **BUCKETS)
+    first = everything(train_data(settings))
+    assert first == everything(train_data(settings))
+    assert first == everything(train_data(settings, workers=2))
+    assert first != everything(train_data(settings, seed=2))
+    data = train_data(settings)
+    assert first != everything(data, epoch=2)
+    assert first == everything(data)  # epoch 1 again, after epoch 2
+    assert everything(data, skip=3) == first[3:]
+
+
+def test_each_sample_is_drawn_on_its_own(tmp_path):
+    folder = draw_images(tmp_path / "train", {"a": (64, 64)})
+    data = train_data(config(subset(folder, flip_aug=True, num_repeats=64), batch_size=8))
+    plain = to_model_input(load_rgb(folder / "a.png"))
+    flipped = [not np.array_equal(image, plain) for batch in data.batches(1, 0) for image in batch.images_BCHW]
+    assert 16 < sum(flipped) < 48  # four standard deviations around 32
+
+
+def test_batches_of_several_datasets_are_shuffled_together(tmp_path):
+    one, two = draw_images(tmp_path / "one"), draw_images(tmp_path / "two")
+    data = train_data(
+        config(subset(one, num_repeats=5), batch_size=1), config(subset(two, num_repeats=5), resolution=(96, 64))
+    )
+    widths = [batch.images_BCHW.shape[3] for batch in data.batches(1, 0)]
+    assert sorted(widths) == [64] * 20 + [96] * 10
+    assert widths != sorted(widths) and widths != sorted(widths, reverse=True)
+
+
+def test_an_image_that_vanishes_is_named_also_from_a_worker(tmp_path):
+    folder = draw_images(tmp_path / "train")
+    for workers in (0, 2):
+        data = train_data(config(subset(folder)), workers=workers)
+        (folder / "tall.png").unlink()
+        with pytest.raises(ValueError, match=r"tall\.png"):
+            list(data.batches(1, 0))
+        draw_images(folder)
+    data = train_data(config(subset(folder)))
+    draw_images(folder, {"tall": (80, 140)})
+    with pytest.raises(ValueError, match=r"tall\.png.*80 x 140 pixels now"):
+        list(data.batches(1, 0))
+
+
+def test_an_epoch_can_be_left_early(tmp_path):
+    folder = draw_images(tmp_path / "train")
+    data = train_data(config(subset(folder, num_repeats=50)), workers=2)
+    for batch in data.batches(1, 0):
+        assert batch.index == 0
+        break
+
+
+def test_plan(tmp_path):
+    folder = draw_images(tmp_path / "10_cat")
+    (folder / "wide.txt").write_text("word " * 80)
+    (folder / "tall.txt").write_text("short")
+    data = train_data(config(subset(folder, num_repeats=2, caption_extension=".txt"), **BUCKETS))
+    plan = data.plan()
+    assert plan.batches_per_epoch == data.batches_per_epoch == len(list(data.batches(1, 0)))
+    assert sum(bucket.samples for bucket in plan.datasets[0].buckets) == 8
+    assert [(cut.path.rsplit("/", 1)[1], cut.tokens, cut.limit) for cut in plan.cut_captions] == [("wide.png", 80, 75)]
+    assert sorted(path.rsplit("/", 1)[1] for path in plan.missing_captions) == ["big.png", "square.png"]
+    text = "\n".join(plan.lines())
+    for expected in (
+        "10_cat: 4 images x 2 repeats -> 8 samples",
+        "64 x 64",
+        "2 images have no caption",
+        "wide.png (80",
+    ):
+        assert expected in text
+
+
+def test_metadata_for_the_saved_file(tmp_path):
+    train, reg = draw_images(tmp_path / "10_cat"), draw_images(tmp_path / "1_animal", {"r": (64, 64)})
+    (train / "wide.caption").write_text("Cat, sitting")
+    settings = config(
+        subset(train, class_tokens="cat", num_repeats=2), subset(reg, is_reg=True, class_tokens="animal"), **BUCKETS
+    )
+    data = train_data(settings, config(subset(train, class_tokens="cat"), resolution=(96, 96)))
+    metadata = dataset_metadata(data)
+    assert json.loads(json.dumps(metadata)) == metadata
+    assert metadata["ss_num_train_images"] == 12 and metadata["ss_num_reg_images"] == 1
+    assert metadata["ss_num_batches_per_epoch"] == data.batches_per_epoch
+    assert metadata["ss_dataset_dirs"] == {
+        "10_cat": {"n_repeats": 2, "img_count": 4},
+        "10_cat (2)": {"n_repeats": 1, "img_count": 4},
+    }
+    assert metadata["ss_tag_frequency"] == {"10_cat": {"cat": 4, "sitting": 1}, "1_animal": {"animal": 1}}
+    first, second = metadata["ss_datasets"]
+    assert first["bucket_info"]["buckets"]["0"] == {"resolution": [32, 96], "count": 2}
+    assert sum(bucket["count"] for bucket in first["bucket_info"]["buckets"].values()) == 16
+    assert second["bucket_info"] is None and second["min_bucket_reso"] is None
+    assert first["subsets"][1] | {"is_reg": True, "image_dir": "1_animal", "img_count": 1} == first["subsets"][1]
