@@ -202,13 +202,36 @@ def create_network_from_weights(
             return None
         tensors = grouped[target.name]
         rank = tensors[DOWN].shape[0]
-        alpha = float(tensors[ALPHA]) if ALPHA in tensors else float(rank)
+        alpha = float(tensors[ALPHA].item()) if ALPHA in tensors else float(rank)
         return LoRAAdapter(target.shape, rank, alpha, target.stride, target.padding)
 
     layers: dict[str, AdaptedLayer] = create_layers(targets, make_adapter)
     network = Network(layers, {})
     network.load(state, source)
     return network
+
+
+def stack_networks(networks: Iterable[tuple[Network, float]]) -> Network:
+    """One network that does what several do together, each at its own strength; without dropouts.
+
+    The ranks of a layer are put side by side, and multiplier and scale go into up.
+    """
+    stacked: dict[str, list[tuple[LoRAAdapter, Mapping[str, np.ndarray], float]]] = {}
+    layers: dict[str, AdaptedLayer] = {}
+    for network, multiplier in networks:
+        for name, layer in network.layers.items():
+            assert isinstance(layer.adapter, LoRAAdapter)
+            stacked.setdefault(name, []).append((layer.adapter, network.layer_tensors(name), multiplier))
+            layers[name] = layer
+    tensors = {}
+    for name, members in stacked.items():
+        rank = sum(adapter.rank for adapter, _, _ in members)
+        up = [values[UP] * np.float32(multiplier * adapter.scale) for adapter, values, multiplier in members]
+        tensors[f"{name}.{DOWN}"] = np.concatenate([values[DOWN] for _, values, _ in members], axis=0)
+        tensors[f"{name}.{UP}"] = np.concatenate(up, axis=1)
+        adapter = replace(members[0][0].without_dropout(), rank=rank, alpha=float(rank))
+        layers[name] = AdaptedLayer(layers[name].target, adapter)
+    return Network(layers, tensors)
 
 
 _NETWORK_ARGS = ("conv_dim", "conv_alpha", "rank_dropout", "module_dropout")

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from library.device.mindspore_ckpt import load_ckpt
 from library.files.layer_target import LayerTarget
 from library.files.safetensors_utils import SafetensorsFile
 
@@ -176,13 +177,18 @@ def init_tensors(
 
 
 def read_network_file(path: Path) -> Tensors:
-    """All tensors of a network's safetensors file in float32.
+    """All tensors of a network's file in float32: safetensors, or MindSpore's .ckpt.
 
     Raises:
-        ValueError: not a whole safetensors file, or one with none of a network's keys.
+        ValueError: no such file, one that is not whole, or one with none of a network's keys.
     """
-    with SafetensorsFile(path) as file:
-        state = {key: file.read(key, np.float32) for key in file.keys()}
+    if not path.is_file():
+        raise ValueError(f"no such network file: {path}")
+    if path.suffix == ".ckpt":
+        state = load_ckpt(path)[0]
+    else:
+        with SafetensorsFile(path) as file:
+            state = {key: file.read(key, np.float32) for key in file.keys()}
     if not any(key.startswith("lora_") for key in state):
         raise ValueError(
             f"{path}: none of its {len(state)} keys begins with lora_ (it has {', '.join(sorted(state)[:3])}, ...); "

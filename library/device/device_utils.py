@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import mindspore as ms
 
@@ -9,6 +10,7 @@ from library.device import kernels, mint_cpu
 
 logger = logging.getLogger(__name__)
 
+_DTYPES = MappingProxyType({"no": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16})
 DEVICES = ("auto", "CPU", "Ascend")
 _UNFOLD_FROM = (2, 8)
 """First MindSpore whose CPU convolution is slow (measured on 2.10; 2.7.1 is fast)."""
@@ -20,16 +22,18 @@ class Device:
 
     name: str
     """``CPU`` or ``Ascend``."""
-    half_precision: bool
-    """Whether fp16 and bf16 compute here; without, a half-precision request computes in float32."""
+    compute_dtype: ms.Type
+    """Type of the frozen weights and of what flows between blocks."""
 
 
-def init_device(requested: str, flash_attn: bool = False) -> Device:
+def init_device(requested: str, flash_attn: bool = False, mixed_precision: str = "no") -> Device:
     """Set MindSpore up; call it once, before any tensor is made.
 
     Args:
         requested: ``auto`` (Ascend where the installed MindSpore has it, else CPU), ``CPU`` or ``Ascend``.
         flash_attn: fused attention where the device has it; says so where it has not.
+        mixed_precision: ``no``, ``fp16`` or ``bf16``; a CPU has no kernels for the halves, computes in float32 and
+            says so.
 
     Raises:
         ValueError: the installed MindSpore does not serve the requested device.
@@ -44,7 +48,10 @@ def init_device(requested: str, flash_attn: bool = False) -> Device:
         mint_cpu.install()
     if flash_attn and name != "Ascend":
         logger.info("--flash_attn: there is no fused attention on %s, the plain path is used", name)
-    return Device(name, half_precision=name == "Ascend")
+    if mixed_precision != "no" and name == "CPU":
+        logger.info("--mixed_precision %s: a CPU computes in float32", mixed_precision)
+        mixed_precision = "no"
+    return Device(name, _DTYPES[mixed_precision])
 
 
 def _choose(requested: str) -> str:

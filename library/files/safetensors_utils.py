@@ -52,6 +52,12 @@ class SafetensorsFile:
             self._map.close()
             self._map = None
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._header.specs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._header.specs
+
     def keys(self) -> list[str]:
         """Names of the tensors, in the order of the file."""
         return list(self._header.specs)

@@ -1,9 +1,10 @@
 """The SDXL family: what training and sampling need to know about SDXL."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
@@ -15,15 +16,15 @@ from library.models.clip_text import infer_clip_text_spec
 from library.models.program import Forward, bind
 from library.models.sdxl import SdxlSpec, TextOutputs
 from library.models.sdxl_model_util import SdxlWeights, load_weights, lora_targets
-from library.models.unet import infer_unet_spec
+from library.models.unet import Run, infer_unet_spec
 from library.models.vae import VAE_SCALE, Vae, load_vae
-from library.training.trainable import TrainedNetwork, Trainable
+from library.settings.config_util import DatasetConfig
+from library.training.diffusion import DiffusionInputs
 from library.training.train_util import bind_all
+from library.training.trainable import Trainable, TrainedNetwork
 
 logger = logging.getLogger(__name__)
 
-BASE_MODEL_VERSION = "sdxl_base_v1-0"
-"""Written to ss_base_model_version."""
 BUCKET_STEP = 32
 """Bucket sides must be multiples of this: the VAE and the UNet halve the image five times."""
 
@@ -41,15 +42,15 @@ class SdxlModel:
 
 
 def build_model(
-    weights: SdxlWeights, network: TrainedNetwork | None = None, compiled: bool = True, dtype: object = np.float32
+    weights: SdxlWeights, dtype: ms.Type = ms.float32, network: TrainedNetwork | None = None, compiled: bool = True
 ) -> SdxlModel:
     """Put a base model on the device.
 
     Args:
         weights: its arrays; float32 ones are used in place, and the two dictionaries are emptied on the way.
+        dtype: type of the UNet's and text encoders' tensors; the VAE is float32.
         network: adapters that are applied when the model is run (sampling with an unmerged LoRA).
         compiled: compile the blocks.
-        dtype: NumPy type of the UNet's and text encoders' tensors.
     """
     spec = infer_spec(weights.parts)
     tensors = {part: _to_tensors(arrays, dtype) for part, arrays in weights.parts.items()}
@@ -78,19 +79,17 @@ def inference_run(
     return Forward(bind_all(tensors, blocks, trainable, compiled), trainable.split(Tensor(trainable.pack())))
 
 
-def _to_tensors(arrays: dict[str, np.ndarray], dtype: object) -> dict[str, Tensor]:
+def _to_tensors(arrays: dict[str, np.ndarray], dtype: ms.Type) -> dict[str, Tensor]:
     """Tensors that share the arrays' memory; the dictionary is emptied so that converted arrays are freed at once."""
     tensors = {}
     for key in list(arrays):
-        tensors[key] = Tensor.from_numpy(np.ascontiguousarray(arrays.pop(key), dtype))
+        tensor = Tensor.from_numpy(np.ascontiguousarray(arrays.pop(key)))
+        tensors[key] = tensor if tensor.dtype == dtype else tensor.astype(dtype)
     return tensors
 
 
 class SdxlFamily:
     """SDXL for the training loop and the sampler."""
-
-    base_model_version = BASE_MODEL_VERSION
-    bucket_step = BUCKET_STEP
 
     def load(self, name_or_path: str, vae: str | None, te2_projection: str) -> SdxlWeights:
         """Read a base model; see ``sdxl_model_util.load_weights`` for what it takes and raises."""
@@ -112,6 +111,41 @@ class SdxlFamily:
     def encode_text(self, model: SdxlModel, token_ids: Sequence[np.ndarray]) -> TextOutputs:
         """Conditioning of token ids, one [B, chunks, 77] per text encoder, without gradients."""
         return sdxl.encode_text(model.spec, model.run, (token_ids[0], token_ids[1]))
+
+    def check_buckets(self, configs: Sequence[DatasetConfig]) -> None:
+        """Sizes must suit the models.
+
+        Raises:
+            ValueError: bucket_reso_steps is not a multiple of 32.
+        """
+        for config in configs:
+            if config.enable_bucket and config.bucket_reso_steps % BUCKET_STEP:
+                raise ValueError(
+                    f"{config.source}: bucket_reso_steps = {config.bucket_reso_steps}, SDXL needs a multiple of "
+                    f"{BUCKET_STEP}"
+                )
+
+    def training_prediction(
+        self,
+        model: SdxlModel,
+        inputs: DiffusionInputs,
+        token_ids: Sequence[np.ndarray],
+        size_ids_B6: np.ndarray,
+        train_text: bool,
+    ) -> Callable[[Run], Tensor]:
+        """One batch's prediction as a function of how blocks are run.
+
+        With ``train_text`` the text encoders are part of it and get gradients; else they are run here, without.
+        """
+        noisy = Tensor(inputs.noisy_BCHW)
+        ids = (token_ids[0], token_ids[1])
+        frozen_text = None if train_text else self.encode_text(model, ids)
+
+        def predict(run: Run) -> Tensor:
+            text = sdxl.encode_text(model.spec, run, ids) if frozen_text is None else frozen_text
+            return sdxl.predict(model.spec, run, noisy, inputs.timesteps_B, text, size_ids_B6)
+
+        return predict
 
     def predict(
         self,

@@ -5,7 +5,6 @@ optimizers and schedulers -> ``optimizers``, ``lr_schedules``; data sets -> ``li
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
@@ -31,15 +30,6 @@ def weighted_mse(pred_BCHW: Tensor, target_BCHW: Tensor, weights_B: Tensor, part
 LOSS = Block("", weighted_mse, "", (), 3)
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one micro-step gave."""
-
-    loss: float
-    grad_norm: float | None
-    """Total gradient norm before clipping; None on a micro-step that only accumulates, or without clipping."""
-
-
 class TrainStep:
     """Trains the adapters of one network.
 
@@ -52,7 +42,7 @@ class TrainStep:
         accumulation_steps: micro-steps per update; their losses are averaged.
         checkpointing: recompute each block in the backward pass, else keep what MindSpore's autodiff keeps.
         compiled: compile blocks and updates.
-        block_keys: micro-step -> one random key per segment; None without dropout.
+        block_keys: batch number -> one random key per segment; None without dropout.
     """
 
     def __init__(
@@ -80,11 +70,12 @@ class TrainStep:
         self._clip = ms.jit(clip_by_norm) if compiled else clip_by_norm
         self._accumulated: Tensor | None = None
         self._pending = 0
-        self.micro_steps = 0
 
-    def loss_and_grad(self, predict: Predict, target_BCHW: Tensor, weights_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, prediction, gradient vector) of one batch; changes nothing."""
-        keys = self._block_keys(self.micro_steps) if self._block_keys else None
+    def loss_and_grad(
+        self, predict: Predict, target_BCHW: Tensor, weights_B: Tensor, index: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, prediction, gradient vector) of one batch; changes nothing. For the arguments see ``accumulate``."""
+        keys = self._block_keys(index) if self._block_keys else None
         if self._checkpointing:
             return self._by_tape(predict, target_BCHW, weights_B, keys)
         return self._by_autodiff(predict, target_BCHW, weights_B, keys)
@@ -112,31 +103,37 @@ class TrainStep:
         (loss, pred), grads = grad_of(*segments)
         return loss, pred, ops.concat(grads)
 
-    def __call__(self, predict: Predict, target_BCHW: Tensor, weights_B: Tensor, lr_factor: float) -> StepResult:
-        """One micro-step; every ``accumulation_steps``-th updates the parameters.
+    def accumulate(self, predict: Predict, target_BCHW: np.ndarray, weights_B: np.ndarray, index: int) -> float:
+        """One batch forward and backward; adds to the gradient of the coming update and returns the loss.
 
         Args:
             predict: the batch's prediction, given a way to run blocks.
             target_BCHW: what is to be predicted.
             weights_B: weight of each sample's loss.
-            lr_factor: the schedule's factor on the learning rates for this update.
+            index: number of the batch in the run; keys its dropout masks.
 
         Raises:
-            FloatingPointError: the loss is not a number; nothing was updated.
+            FloatingPointError: the loss is not a number; nothing was added.
         """
-        loss, _, grad = self.loss_and_grad(predict, target_BCHW, weights_B)
+        loss, _, grad = self.loss_and_grad(predict, Tensor(target_BCHW), Tensor(weights_B), index)
         value = float(loss.asnumpy())
         if not np.isfinite(value):
             raise FloatingPointError(f"the loss is {value}")
-        self.micro_steps += 1
         self._accumulated = grad if self._accumulated is None else self._accumulated + grad
         self._pending += 1
-        if self._pending < self._accumulation_steps:
-            return StepResult(value, None)
-        return StepResult(value, self.update(lr_factor))
+        return value
+
+    @property
+    def is_full(self) -> bool:
+        """Whether enough batches were accumulated for an update."""
+        return self._pending >= self._accumulation_steps
 
     def update(self, lr_factor: float) -> float | None:
-        """Apply what has been accumulated; returns the total norm before clipping (None without clipping)."""
+        """Apply what has been accumulated; returns the total norm before clipping (None without clipping).
+
+        Args:
+            lr_factor: the schedule's factor on the learning rates for this update.
+        """
         assert self._accumulated is not None
         grad = self._accumulated
         if self._accumulation_steps > 1:
@@ -148,11 +145,6 @@ class TrainStep:
         self.theta = self._optimizer.step(self.theta, grad, lr_factor)
         self._accumulated, self._pending = None, 0
         return norm
-
-    @property
-    def has_pending(self) -> bool:
-        """Whether gradients wait for an update."""
-        return self._pending > 0
 
     def store(self) -> None:
         """Write the trained values into the network."""

@@ -192,7 +192,7 @@ def test_model_spec_defaults_and_extras(tmp_path: Path) -> None:
 def test_hashes_of_a_network_of_the_original(golden: Path) -> None:
     """A file that the original wrote (2.8 MB, so that the legacy hash has something to hash) has the hashes it says."""
     with SafetensorsFile(golden / "lora_kohya.safetensors") as file:
-        tensors, metadata = {name: file.read(name) for name in file.keys()}, file.metadata
+        tensors, metadata = {name: file.read(name) for name in file}, file.metadata
     found = sshs_hashes(tensors, metadata)
     assert found == {key: metadata[key] for key in ("sshs_model_hash", "sshs_legacy_hash")}
     wide = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}

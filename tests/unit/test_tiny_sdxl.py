@@ -81,8 +81,8 @@ def test_tool_writes_the_checkpoint(tmp_path: Path) -> None:
     assert main(["--seed", "1", "--output", str(output)]) == 0
     shapes = checkpoint_shapes(TINY_SDXL)
     with SafetensorsFile(output) as file:
-        assert {name: file.shape(name) for name in file.keys()} == shapes
-        assert {file.dtype(name) for name in file.keys()} == {"F32"}
+        assert {name: file.shape(name) for name in file} == shapes
+        assert {file.dtype(name) for name in file} == {"F32"}
         for name in list(shapes)[::200]:
             np.testing.assert_array_equal(file.read(name), rule(1, name, shapes[name]))
 

@@ -129,7 +129,7 @@ def test_ensure_writable_tells_how_much_is_missing(tmp_path: Path) -> None:
 
 def test_ensure_writable_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ValueError, match="cannot be written to: .*; choose another folder"):
+    with pytest.raises(ValueError, match=r"cannot be written to: .*; choose another folder"):
         ensure_writable(tmp_path / "file" / "out", 1)
 
 

@@ -1,0 +1,189 @@
+"""Train a network (a LoRA) for Stable Diffusion XL; the command line is that of kohya's script of the same name."""
+
+import logging
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.settings.arguments import TrainArgs, parse_train_args
+from library.settings.log_setup import setup_logging
+
+if TYPE_CHECKING:  # imported late, so that --help and a wrong flag answer at once
+    import numpy as np
+
+    from library.data.batch import Batch
+    from library.data.dataset import TrainDataset
+    from library.data.run_rng import RunRng
+    from library.runs.checkpoint import Saver
+    from library.runs.run_setup import Length
+    from library.runs.sdxl_train_util import SdxlFamily, SdxlModel
+    from library.training.noise_schedule import NoiseSchedule
+    from library.training.train_util import TrainStep
+
+logger = logging.getLogger("sdxl_train_network")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the loop needs."""
+
+    args: TrainArgs
+    rng: "RunRng"
+    dataset: "TrainDataset"
+    length: "Length"
+    family: "SdxlFamily"
+    model: "SdxlModel"
+    schedule: "NoiseSchedule"
+    step: "TrainStep"
+    lr_at: Callable[[int], float]
+    saver: "Saver"
+
+
+def train(run: Run) -> Path:
+    """The training loop; returns the last file written."""
+    from tqdm import tqdm
+
+    from library.runs.checkpoint import Progress
+    from library.runs.loss_average import LossAverage
+
+    length, average, done = run.length, LossAverage(), 0
+    bar = tqdm(total=length.total_steps, desc="steps", smoothing=0)
+    for epoch in range(1, length.total_epochs + 1):
+        for position, batch in enumerate(batches_of(run, epoch)):
+            loss = accumulate(run, batch)
+            average.add(position, loss)
+            if run.step.is_full or position + 1 == length.batches_per_epoch:
+                run.step.update(run.lr_at(done))
+                done += 1
+                bar.set_postfix(loss=f"{loss:.4f}", avr_loss=f"{average.value:.4f}", refresh=False)
+                bar.update()
+                run.saver.save_if_step_due(Progress(epoch, done, length.total_steps, length.total_epochs))
+            if done == length.total_steps:
+                break
+        run.saver.save_if_epoch_due(Progress(epoch, done, length.total_steps, length.total_epochs))
+    bar.close()
+    last = run.saver.save_last(Progress(length.total_epochs, done, length.total_steps, length.total_epochs))
+    logger.info("%d steps done, average loss %.4f, saved %s", done, average.value, last)
+    return last
+
+
+def batches_of(run: Run, epoch: int) -> Iterator["Batch"]:
+    """The batches of an epoch (from 1)."""
+    return run.dataset.batches(
+        epoch,
+        (epoch - 1) * run.length.batches_per_epoch,
+        max_train_steps=run.length.total_steps,
+        batches_per_step=run.args.optimizer.gradient_accumulation_steps,
+    )
+
+
+def accumulate(run: Run, batch: "Batch") -> float:
+    """One batch forward and backward; its gradient is added to the step's. Returns the loss.
+
+    Raises:
+        ValueError: the loss is not a number; names the batch's images.
+    """
+    from library.training.diffusion import draw_diffusion_inputs
+
+    family, model = run.family, run.model
+    assert batch.images_BCHW is not None
+    eps = run.rng.numpy("latents", batch.index).standard_normal(family.latent_shape(batch), dtype="float32")
+    latents = family.encode_images(model, batch.images_BCHW, eps)
+    inputs = draw_diffusion_inputs(
+        run.schedule, run.rng, batch.index, latents, batch.loss_weights_B, run.args.loss, run.args.model.v_parameterization
+    )
+    predict = family.training_prediction(
+        model, inputs, batch.token_ids, batch.size_ids_B6, train_text=not run.args.network.network_train_unet_only
+    )
+    try:
+        return run.step.accumulate(predict, inputs.target_BCHW, inputs.weights_B, batch.index)
+    except FloatingPointError as error:
+        raise ValueError(
+            f"batch {batch.index}: {error}, training stops and files saved before stay as they are. Its images: "
+            f"{', '.join(batch.keys)}. Lower --learning_rate, or look at these images"
+        ) from error
+
+
+def prepare(args: TrainArgs) -> Run:
+    """Read and check everything; nothing is computed before all that was asked for is known to be possible.
+
+    Raises:
+        ValueError: something that was asked for cannot be done; the message says what and where.
+    """
+    from library.data.dataset import TrainDataset
+    from library.data.run_rng import RunRng
+    from library.data.tokenizer import sdxl_tokenizers
+    from library.device.device_utils import init_device
+    from library.runs import run_setup
+    from library.runs.checkpoint import Saver
+    from library.runs.sdxl_train_util import SdxlFamily, build_model
+    from library.settings.config_util import load_dataset_configs
+    from library.training.noise_schedule import make_noise_schedule
+    from library.training.train_util import TrainStep
+    from library.training.trainable import Trainable
+
+    seed = random.SystemRandom().randrange(2**32) if args.run.seed is None else args.run.seed
+    rng = RunRng(seed)
+    family = SdxlFamily()
+    module = run_setup.import_network_module(args.network.network_module)
+    rule = run_setup.optimizer_rule(args.optimizer)
+    device = init_device(args.compute.device, args.compute.flash_attn, args.compute.mixed_precision)
+    configs = load_dataset_configs(args.dataset.dataset_config, args.dataset_defaults())
+    family.check_buckets(configs)
+    dataset = TrainDataset(configs, sdxl_tokenizers(), rng, workers=args.dataset.max_data_loader_n_workers)
+    length = run_setup.run_length(dataset.batches_per_epoch, args.optimizer, args.run)
+    lr_at = run_setup.lr_lambda(args.lr, args.optimizer.learning_rate, length.total_steps)
+
+    weights = family.load(args.model.pretrained_model_name_or_path, args.model.vae, args.model.te2_projection)
+    network = run_setup.create_network(module, family.lora_targets(weights), args.network, rng)
+    step: TrainStep
+
+    def current_state() -> Mapping[str, "np.ndarray"]:
+        step.store()
+        return network.state_dict()
+
+    metadata = run_setup.metadata_maker(args, dataset, length, seed, rule.describe())
+    saver = Saver(args.save, current_state, metadata, args.run.seed is not None, length.total_epochs)
+    saver.check_place(sum(tensor.size for tensor in network.tensors.values()))
+
+    compiled = args.compute.jit != "off"
+    model = build_model(weights, device.compute_dtype, compiled=compiled)
+    blocks = family.trained_blocks(model.spec)
+    trainable = Trainable(network, blocks)
+    step = TrainStep(
+        model.weights,
+        blocks,
+        trainable,
+        run_setup.flat_optimizer(rule, trainable, args.optimizer, compiled),
+        max_grad_norm=args.optimizer.max_grad_norm,
+        accumulation_steps=args.optimizer.gradient_accumulation_steps,
+        checkpointing=args.compute.gradient_checkpointing,
+        compiled=compiled,
+        block_keys=run_setup.dropout_keys(trainable, rng),
+    )
+    for line in (*dataset.plan().lines(), *run_setup.summary(network, trainable, length, seed, device.name)):
+        logger.info(line)
+    schedule = make_noise_schedule(args.loss.zero_terminal_snr)
+    return Run(args, rng, dataset, length, family, model, schedule, step, lr_at, saver)
+
+
+def main() -> None:
+    """Parse the command line and train; an error is one message and exit code 1."""
+    args = parse_train_args()
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    setup_logging(args.run)
+    for notice in args.notices:
+        logger.info(notice)
+    try:
+        train(prepare(args))
+    except ValueError as error:
+        logger.debug("where it came from", exc_info=True)
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
