@@ -108,7 +108,7 @@ def attention(q_BTD: Tensor, k_BSD: Tensor, v_BSD: Tensor, heads: int, mask_TS: 
     head_width = width // heads
     scale = 1.0 / math.sqrt(head_width)
     if FLASH_ATTENTION and mask_TS is None:
-        return ops.flash_attention_score(q_BTD, k_BSD, v_BSD, heads, scalar_value=scale, input_layout="BSH")
+        return _flash(q_BTD, k_BSD, v_BSD, heads, scale)
     q = (q_BTD * scale).reshape(batch, tokens, heads, head_width).swapaxes(1, 2)
     k = k_BSD.reshape(batch, -1, heads, head_width).swapaxes(1, 2)
     v = v_BSD.reshape(batch, -1, heads, head_width).swapaxes(1, 2)
@@ -117,6 +117,14 @@ def attention(q_BTD: Tensor, k_BSD: Tensor, v_BSD: Tensor, heads: int, mask_TS: 
         scores = scores + mask_TS
     y = ops.matmul(ops.softmax(scores.astype(mstype.float32), -1).astype(v.dtype), v)
     return y.swapaxes(1, 2).reshape(batch, tokens, width)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+    """Fused attention; it exists in half precision only, so float32 goes through bfloat16, which has its range."""
+    dtype = q.dtype
+    if dtype == mstype.float32:
+        q, k, v = q.astype(mstype.bfloat16), k.astype(mstype.bfloat16), v.astype(mstype.bfloat16)
+    return ops.flash_attention_score(q, k, v, heads, scalar_value=scale, input_layout="BSH").astype(dtype)
 
 
 def upsample_nearest_2x(x_BCHW: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def join_vector(chunks: int) -> Block:
 
     def join(pooled: Tensor, size_embeddings: Tensor, parts: tuple) -> Tensor:
         batch = size_embeddings.shape[0]
-        return ops.concat((pooled.reshape(batch, chunks, -1)[:, 0], size_embeddings), 1)
+        return ops.concat((pooled.reshape(batch, chunks, -1)[:, 0], size_embeddings.astype(pooled.dtype)), 1)
 
     return Block("", join, "", (), 2)
 

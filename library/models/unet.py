@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor, ops
+from mindspore import dtype as mstype
 
 from library.device import kernels
 from library.models.block import Block, conv, group_norm, layer_norm, linear, make_block
@@ -27,14 +28,16 @@ Run = Callable[..., Tensor]
 # --- block functions ------------------------------------------------------------------------------------------------
 def embed_time(sinusoid_BM: Tensor, vector_BV: Tensor, parts: tuple) -> Tensor:
     """Time and size conditioning to one embedding [B, 4M]."""
+    dtype = parts[0]["time_embed.0.weight"].dtype
+    sinusoid_BM, vector_BV = sinusoid_BM.astype(dtype), vector_BV.astype(dtype)
     time = linear(kernels.silu(linear(sinusoid_BM, "time_embed.0", parts)), "time_embed.2", parts)
     label = linear(kernels.silu(linear(vector_BV, "label_emb.0.0", parts)), "label_emb.0.2", parts)
     return time + label
 
 
 def conv_in(x_BCHW: Tensor, parts: tuple) -> Tensor:
-    """The first convolution."""
-    return conv(x_BCHW, "0", 1, 1, parts)
+    """The first convolution; from here on in the type of the weights."""
+    return conv(x_BCHW.astype(parts[0]["0.weight"].dtype), "0", 1, 1, parts)
 
 
 def res_block(x_BCHW: Tensor, emb_BE: Tensor, parts: tuple) -> Tensor:
@@ -97,8 +100,8 @@ def transformer_out(tokens_BTD: Tensor, x_BCHW: Tensor, parts: tuple) -> Tensor:
 
 
 def conv_out(x_BCHW: Tensor, parts: tuple) -> Tensor:
-    """Normalise and predict [B, 4, H, W]."""
-    return conv(kernels.silu(group_norm(x_BCHW, "0", RESNET_EPS, parts)), "2", 1, 1, parts)
+    """Normalise and predict [B, 4, H, W], in float32."""
+    return conv(kernels.silu(group_norm(x_BCHW, "0", RESNET_EPS, parts)), "2", 1, 1, parts).astype(mstype.float32)
 
 
 # --- layout -----------------------------------------------------------------------------------------------------------

@@ -12,14 +12,15 @@ from mindspore.nn.utils import no_init_parameters
 
 from library.device.mindone_import import diffusers_class
 from library.models.vae_keys import VaeSpec, diffusers_vae_key, infer_vae_spec, original_vae_keys
+from library.models.vae_strips import use_strips
 
 VAE_SCALE = 0.13025  # SDXL: latents / standard deviation of the training latents, sd_xl_base.yaml scale_factor
 
 _LOGVAR_RANGE = (-30.0, 20.0)
 """The log variance is clamped to this, as in the original's DiagonalGaussianDistribution."""
 
-_SCORES_AT_ONCE = 2**26
-"""Attention scores held at a time (256 MB); a 1024 px picture has 2**28 of them."""
+_SCORES_AT_ONCE = 2**25
+"""Attention scores held at a time (128 MB); a 1024 px picture has 2**28 of them."""
 
 
 class QueryChunkedAttention:
@@ -92,6 +93,7 @@ def load_vae(weights: Mapping[str, np.ndarray]) -> Vae:
     model.set_train(False)
     model.set_attn_processor(QueryChunkedAttention())
     _fill(dict(model.parameters_and_names()), named, len(spec.widths))
+    use_strips(model)
     return Vae(model, spec)
 
 

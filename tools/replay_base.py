@@ -1,0 +1,58 @@
+"""What every kind of replay needs: how to run, and the recordings' base model on the device."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from library.files.layer_target import LayerTarget
+from library.runs.sdxl_train_util import SdxlFamily, SdxlModel, build_model
+from networks.network_base import Network
+from tools.tiny_source import tiny_base
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions:
+    """How to run a recording, where it is not the recording that says so."""
+
+    jit: bool | None = None
+    """Compile blocks; None leaves it to the recording's command line (which compiles unless it says --jit off)."""
+    checkpointing: tuple[bool, ...] | None = None
+    """Gradient checkpointing, each way in turn; None leaves it to the recording's command line."""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether blocks are compiled where there is no command line."""
+        return self.jit is not False
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on the device, and the layers that networks may adapt."""
+
+    model: SdxlModel
+    targets: tuple[LayerTarget, ...]
+
+
+@functools.lru_cache(maxsize=2)
+def base_model(seed: int, te2_projection: str, compiled: bool) -> Base:
+    """The tiny SDXL of a checkpoint seed; the last two are kept."""
+    weights = tiny_base(seed, te2_projection)
+    targets = tuple(SdxlFamily().lora_targets(weights))
+    return Base(build_model(weights, compiled=compiled), targets)
+
+
+def merged_model(seed: int, network: Network, multiplier: float, compiled: bool) -> SdxlModel:
+    """The tiny SDXL with a network added to its weights."""
+    weights = tiny_base(seed)
+    network.merge_into(weights.parts, multiplier)
+    return build_model(weights, compiled=compiled)
+
+
+def one_line(error: Exception) -> str:
+    """An error's text without line breaks."""
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def missing_of(names: Sequence[str], present: object) -> list[str]:
+    """Which of the names are not there."""
+    return [name for name in names if name not in present]  # type: ignore[operator]
