@@ -78,8 +78,8 @@ def _build_linear(adapter: LoRAAdapter, layer: str, salt: int) -> Callable[..., 
     drop = _build_dropouts(adapter, salt)
 
     def apply(x: Tensor, y: Tensor, weights: dict, key: Tensor) -> Tensor:
-        h = drop(kernels.dense(x, weights[down].astype(x.dtype)), key)
-        return y + kernels.dense(h, weights[up].astype(x.dtype)) * scale
+        h = drop(kernels.dense(x, weights[down].astype(x.dtype)), key) * scale
+        return y + kernels.dense(h, weights[up].astype(x.dtype))
 
     return apply
 
@@ -90,8 +90,8 @@ def _build_conv(adapter: LoRAAdapter, layer: str, salt: int) -> Callable[..., Te
     drop = _build_dropouts(adapter, salt)
 
     def apply(x: Tensor, y: Tensor, weights: dict, key: Tensor) -> Tensor:
-        h = drop(kernels.conv2d(x, weights[down].astype(x.dtype), None, stride, padding), key)
-        return y + kernels.conv2d(h, weights[up].astype(x.dtype), None, 1, 0) * scale
+        h = drop(kernels.conv2d(x, weights[down].astype(x.dtype), None, stride, padding), key) * scale
+        return y + kernels.conv2d(h, weights[up].astype(x.dtype), None, 1, 0)
 
     return apply
 

@@ -8,21 +8,23 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from library.files.safetensors_utils import SafetensorsFile
 from library.files.whole_file import ensure_writable, write_whole
+from library.settings.flag_groups import ComputeArgs
 from tools.replay_result import Finding
 
 JIT = MappingProxyType({"auto": None, "on": True, "off": False})
 CHECKPOINTING = MappingProxyType({"auto": None, "on": (True,), "off": (False,), "both": (True, False)})
-DEVICES = ("auto", "CPU", "Ascend")
+DEVICES = get_args(get_type_hints(ComputeArgs)["device"])
 FORMS = (
     "a recorded training run (in.latents, out.loss, ...), recorded model outputs (text.*, vae.*, unet.*, sample.*), "
     "the effect of a LoRA on them (multiplier, ...), tokens.json or kohya_tables.json"
@@ -110,6 +112,9 @@ def replay_all(files: Sequence[Path], settings: Settings) -> Iterator[tuple[str,
             findings = replay_file(path, settings)
         except ValueError as error:
             findings = [Finding("", "error", detail=str(error))]
+        except Exception as error:  # whatever goes wrong in one file, the others are replayed
+            traceback.print_exc()
+            findings = [Finding("", "error", detail=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")]
         for finding in findings:
             yield str(path), finding
 

@@ -37,7 +37,7 @@ INPUTS = ("latents", "noise", "timesteps", "input_ids1", "input_ids2", "size_ids
 GRADIENT, FINAL = "out.grad_step0.", "out.final."
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """The recording's command line asks for something that is not built."""
 
 
@@ -63,7 +63,7 @@ class Recording:
 def read_recording(path: Path) -> Recording:
     """Read a recording. Raises ValueError when the file is not a whole one; says what it lacks."""
     with SafetensorsFile(path) as file:
-        tensors = {key: file.read(key) for key in file.keys()}
+        tensors = {key: file.read(key) for key in file}
         metadata = file.metadata
     missing = missing_of(METADATA, metadata) + missing_of([f"in.{name}" for name in INPUTS], tensors)
     missing += missing_of(["out.loss"], tensors)
@@ -124,7 +124,7 @@ def replay_steps(path: Path, options: ReplayOptions) -> list[Finding]:
         for checkpointing in modes:
             suffix = f" (checkpointing {'on' if checkpointing else 'off'})" if len(modes) > 1 else ""
             findings += _replay_once(set_up(recording, args, compiled, checkpointing), suffix)
-    except (Refused, UsageError) as error:
+    except (RefusedError, UsageError) as error:
         return [Finding("", "refused", detail=one_line(error))]
     return findings
 
@@ -133,7 +133,7 @@ def set_up(recording: Recording, args: TrainArgs, compiled: bool, checkpointing:
     """Everything that the recording's command line asks for, as the training script puts it together.
 
     Raises:
-        Refused: it asks for something that is not built, or that a recording cannot tell.
+        RefusedError: it asks for something that is not built, or that a recording cannot tell.
     """
     base = base_model(recording.checkpoint_seed, args.model.te2_projection, compiled)
     rng = RunRng(0)  # of the initial values, which are replaced
@@ -149,9 +149,9 @@ def set_up(recording: Recording, args: TrainArgs, compiled: bool, checkpointing:
         trainable = Trainable(network, blocks)
         optimizer = run_setup.flat_optimizer(rule, trainable, args.optimizer, compiled)
     except ValueError as error:
-        raise Refused(one_line(error)) from error
+        raise RefusedError(one_line(error)) from error
     if run_setup.dropout_keys(trainable, rng) is not None:
-        raise Refused("a dropout cannot be replayed: the reference's random masks are not in the recording")
+        raise RefusedError("a dropout cannot be replayed: the reference's random masks are not in the recording")
     step = TrainStep(
         base.model.weights,
         blocks,

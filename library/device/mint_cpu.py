@@ -162,12 +162,17 @@ REPLACEMENTS: MappingProxyType[str, Callable[..., Tensor]] = MappingProxyType(
 LayerNorm, Embedding and Conv2d call."""
 
 
+def is_cpu() -> bool:
+    """Whether MindSpore computes on the CPU."""
+    return ms.get_context("device_target") == "CPU"
+
+
 def install() -> None:
     """Bind the names of the table where the target device is a CPU; calling it again changes nothing.
 
     Layers that exist already keep what they were built with, so call it before a model is built.
     """
-    if ms.get_context("device_target") != "CPU":
+    if not is_cpu():
         return
     for path, replacement in REPLACEMENTS.items():
         module_name, _, name = path.rpartition(".")

@@ -8,15 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from mindspore import Tensor, ops
-from mindspore import dtype as mstype
 
 from library.device import kernels
 from library.models.block import Block, layer_norm, linear, make_block
 from library.models.unet import Run
 
-HEAD_WIDTH = 64  # CLIP-L 768 / 12, OpenCLIP bigG 1280 / 20
-MASKED = -1e9
-"""Added to the score of a later token; finite, so that a row never turns into NaN."""
 END_OF_TEXT = 49407
 
 
@@ -46,9 +42,7 @@ def _self_attention(x_BTD: Tensor, parts: tuple) -> Tensor:
     q = linear(x_BTD, "self_attn.q_proj", parts)
     k = linear(x_BTD, "self_attn.k_proj", parts)
     v = linear(x_BTD, "self_attn.v_proj", parts)
-    tokens = x_BTD.shape[1]
-    later = 1.0 - ops.tril(ops.ones((tokens, tokens), mstype.float32))
-    y = kernels.attention(q, k, v, q.shape[-1] // HEAD_WIDTH, (later * MASKED).astype(x_BTD.dtype))
+    y = kernels.causal_attention(q, k, v)
     return linear(y, "self_attn.out_proj", parts)
 
 

@@ -13,6 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
+from library.device import kernels
 from library.device.random import key_tensor
 from library.models.block import Block
 
@@ -49,7 +50,7 @@ class Program:
     _vjps: dict[tuple[int, ...], Callable[..., tuple[Tensor, ...]]] = field(default_factory=dict)
 
     def vjp(self, wanted: tuple[int, ...]) -> Callable[..., tuple[Tensor, ...]]:
-        """(*inputs, theta, key, d_output, *frozen) -> (d_input for each wanted index, ..., d_theta)."""
+        """(*inputs, theta, key, frozen, d_output) -> (d_input for each wanted index, ..., d_theta)."""
         if wanted not in self._vjps:
             self._vjps[wanted] = self._make_vjp(wanted)
         return self._vjps[wanted]
@@ -76,85 +77,75 @@ def program(
     applies = {layer: adapter.build(layer, salt) for salt, (layer, adapter) in enumerate(adapters)}
     forward = _make_forward(function, names, slots, applies)
 
+    def run(*arguments):  # type: ignore[no-untyped-def]  # read by the graph compiler
+        return forward(arguments[:arity], arguments[arity], arguments[arity + 1], arguments[arity + 2 :])
+
     def make_vjp(wanted: tuple[int, ...]) -> Callable[..., tuple[Tensor, ...]]:
-        vjp = _OF_ARITY[arity](forward, wanted)[1]
+        vjp = _make_vjp(_OF_ARITY[arity](forward), arity, wanted)
         return ms.jit(vjp) if compiled else vjp
 
-    call = _OF_ARITY[arity](forward, ())[0]
-    return Program(ms.jit(call) if compiled else call, make_vjp)
+    return Program(ms.jit(run) if compiled else run, make_vjp)
 
 
 def _make_forward(
     function: Callable[..., Tensor], names: tuple[str, ...], slots: tuple[Slot, ...], applies: Mapping[str, Callable]
 ) -> Callable[..., Tensor]:
     """(inputs, theta, key, frozen) -> output, for use inside a graph."""
-    sizes = tuple(slot.size for slot in slots)
-    layout = tuple((slot.name, slot.shape) for slot in slots)
+    slot_names = tuple(slot.name for slot in slots)
+    split = kernels.SplitFlat(tuple(slot.shape for slot in slots))
 
     def forward(inputs, theta, key, frozen):  # type: ignore[no-untyped-def]  # read by the graph compiler
         weights = {}
         for i in range(len(names)):
             weights[names[i]] = frozen[i]
-        if len(sizes) > 0:
-            pieces = ops.split(theta, sizes)
-            for i in range(len(layout)):
-                weights[layout[i][0]] = pieces[i].reshape(layout[i][1])
+        if len(slot_names) > 0:
+            pieces = split(theta)
+            for i in range(len(slot_names)):
+                weights[slot_names[i]] = pieces[i]
         return function(*inputs, (weights, applies, key))
 
     return forward
 
 
-# Graphs differentiate functions of plain tensors only, not of tuples or *args: one pair of functions per number of
-# inputs. The frozen weights are spread out behind: the values of a tuple would be compiled into the graph as constants.
-def _one(forward, wanted):  # type: ignore[no-untyped-def]
-    def call(x, theta, key, *frozen):  # type: ignore[no-untyped-def]
+# Graphs differentiate functions with named parameters only, hence one function per number of inputs. The values of a plain
+# tuple argument would be compiled into the graph as constants: the frozen weights are spread out in the forward pass (as a
+# mutable tuple, PyNative's autodiff would compute gradients for them) and a mutable tuple where the graph differentiates.
+def _one(forward):  # type: ignore[no-untyped-def]
+    def call(x, theta, key, frozen):  # type: ignore[no-untyped-def]
         return forward((x,), theta, key, frozen)
 
-    def vjp(x, theta, key, d_out, *frozen):  # type: ignore[no-untyped-def]
-        def of_trained(x, theta):  # type: ignore[no-untyped-def]
-            return forward((x,), theta, key, frozen)
-
-        return _pick(_GRAD(of_trained)(x, theta, d_out), wanted)
-
-    return call, vjp
+    return call
 
 
-def _two(forward, wanted):  # type: ignore[no-untyped-def]
-    def call(x, y, theta, key, *frozen):  # type: ignore[no-untyped-def]
+def _two(forward):  # type: ignore[no-untyped-def]
+    def call(x, y, theta, key, frozen):  # type: ignore[no-untyped-def]
         return forward((x, y), theta, key, frozen)
 
-    def vjp(x, y, theta, key, d_out, *frozen):  # type: ignore[no-untyped-def]
-        def of_trained(x, y, theta):  # type: ignore[no-untyped-def]
-            return forward((x, y), theta, key, frozen)
-
-        return _pick(_GRAD(of_trained)(x, y, theta, d_out), wanted)
-
-    return call, vjp
+    return call
 
 
-def _three(forward, wanted):  # type: ignore[no-untyped-def]
-    def call(x, y, z, theta, key, *frozen):  # type: ignore[no-untyped-def]
+def _three(forward):  # type: ignore[no-untyped-def]
+    def call(x, y, z, theta, key, frozen):  # type: ignore[no-untyped-def]
         return forward((x, y, z), theta, key, frozen)
 
-    def vjp(x, y, z, theta, key, d_out, *frozen):  # type: ignore[no-untyped-def]
-        def of_trained(x, y, z, theta):  # type: ignore[no-untyped-def]
-            return forward((x, y, z), theta, key, frozen)
-
-        return _pick(_GRAD(of_trained)(x, y, z, theta, d_out), wanted)
-
-    return call, vjp
+    return call
 
 
 _OF_ARITY = {1: _one, 2: _two, 3: _three}
 _GRAD = ops.GradOperation(get_all=True, sens_param=True)
 
 
-def _pick(grads, wanted):  # type: ignore[no-untyped-def]
+def _make_vjp(call, arity, wanted):  # type: ignore[no-untyped-def]
     """The gradients of the wanted inputs, then of theta; the compiler drops what is not picked."""
-    picked = ()
-    for i in wanted:
-        picked = picked + (grads[i],)
-    return picked + (grads[-1],)
+
+    def vjp(*arguments):  # type: ignore[no-untyped-def]
+        grads = _GRAD(call)(*arguments)
+        picked = ()
+        for i in wanted:
+            picked = picked + (grads[i],)
+        return picked + (grads[arity],)
+
+    return vjp
 
 
 # --- blocks bound to weights ----------------------------------------------------------------------------------------
@@ -168,6 +159,8 @@ class BoundBlock:
 
     program: Program
     frozen: tuple[Tensor, ...]
+    frozen_mutable: tuple[Tensor, ...]
+    """The same tensors, in the form that a VJP takes."""
     segment: int | None
     """Which segment of the trained vector is this block's, or None."""
 
@@ -181,7 +174,8 @@ def bind(
 ) -> BoundBlock:
     """Choose a block's program and collect its weights out of those of all parts (part -> key -> tensor)."""
     chosen = program(block.function, block.names, block.arity, adapters, compiled)
-    return BoundBlock(chosen, block.frozen(weights[block.part]) if block.names else (), segment)
+    frozen = block.frozen(weights[block.part]) if block.names else ()
+    return BoundBlock(chosen, frozen, ms.mutable(frozen) if frozen else (), segment)
 
 
 class Forward:

@@ -16,7 +16,6 @@ from library.device import kernels
 from library.models.block import Block, conv, group_norm, layer_norm, linear, make_block
 
 PART = "unet"
-HEAD_WIDTH = 64  # SDXL: num_head_channels of every attention
 RESNET_EPS = 1e-5
 TRANSFORMER_NORM_EPS = 1e-6
 SINUSOID_PERIOD = 10000.0
@@ -82,15 +81,14 @@ def transformer_block(x_BTD: Tensor, context_BSX: Tensor, parts: tuple) -> Tenso
     h = layer_norm(x_BTD, "norm2", parts)
     x_BTD = x_BTD + _attend(h, context_BSX, "attn2", parts)
     h = linear(layer_norm(x_BTD, "norm3", parts), "ff.net.0.proj", parts)
-    half = h.shape[-1] // 2
-    return x_BTD + linear(h[..., :half] * kernels.gelu(h[..., half:]), "ff.net.2", parts)
+    return x_BTD + linear(kernels.gated_gelu(h), "ff.net.2", parts)
 
 
 def _attend(x_BTD: Tensor, context_BSX: Tensor, name: str, parts: tuple) -> Tensor:
     q = linear(x_BTD, name + ".to_q", parts)
     k = linear(context_BSX, name + ".to_k", parts)
     v = linear(context_BSX, name + ".to_v", parts)
-    return linear(kernels.attention(q, k, v, q.shape[-1] // HEAD_WIDTH), name + ".to_out.0", parts)
+    return linear(kernels.attention(q, k, v), name + ".to_out.0", parts)
 
 
 def transformer_out(tokens_BTD: Tensor, x_BCHW: Tensor, parts: tuple) -> Tensor:

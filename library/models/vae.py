@@ -19,8 +19,8 @@ VAE_SCALE = 0.13025  # SDXL: latents / standard deviation of the training latent
 _LOGVAR_RANGE = (-30.0, 20.0)
 """The log variance is clamped to this, as in the original's DiagonalGaussianDistribution."""
 
-_SCORES_AT_ONCE = 2**25
-"""Attention scores held at a time (128 MB); a 1024 px picture has 2**28 of them."""
+_SCORES_AT_ONCE = 2**24
+"""Attention scores held at a time (64 MB); a 1024 px picture has 2**28 of them."""
 
 
 class QueryChunkedAttention:

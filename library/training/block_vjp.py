@@ -58,7 +58,7 @@ class BlockTape(Forward):
                 continue
             vjp = call.bound.program.vjp(call.wanted)
             theta, key = self.theta_and_key(call.bound)
-            *d_inputs, d_theta = vjp(*call.inputs, theta, key, d_out, *call.bound.frozen)
+            *d_inputs, d_theta = vjp(*call.inputs, theta, key, call.bound.frozen_mutable, d_out)
             for i, d_input in zip(call.wanted, d_inputs, strict=True):
                 source = id(call.inputs[i])
                 flowing[source] = flowing[source] + d_input if source in flowing else d_input
