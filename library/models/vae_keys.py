@@ -19,7 +19,9 @@ class HasShape(Protocol):
     """An array, or anything that knows the shape it will have."""
 
     @property
-    def shape(self) -> Shape: ...
+    def shape(self) -> Shape:
+        """Sizes of the axes."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +77,8 @@ def infer_vae_spec(weights: Mapping[str, HasShape]) -> VaeSpec:
     absent = [name for name in (*ends, "encoder.down.0.block.0.conv1.weight") if name not in weights]
     if absent:
         raise ValueError(
-            f"not a VAE: it has no {', '.join(absent)} (nor the same below {CHECKPOINT_PREFIX} or under diffusers' names); "
-            f"{_examples(weights)}"
+            f"not a VAE: it has no {', '.join(absent)} (nor the same below {CHECKPOINT_PREFIX} or under diffusers' "
+            f"names); {_examples(weights)}"
         )
     blocks = 0
     while f"encoder.down.0.block.{blocks}.conv1.weight" in weights:

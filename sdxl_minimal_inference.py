@@ -1,0 +1,303 @@
+"""Draw pictures with Stable Diffusion XL and LoRAs; the command line is that of kohya's script of the same name, and more."""
+
+import argparse
+import logging
+import os
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.data.prompt_syntax import line_to_prompt_dict
+from library.settings.flag_groups import RunArgs
+from library.settings.log_setup import setup_logging
+
+if TYPE_CHECKING:  # imported late, so that --help and a wrong flag answer at once
+    import numpy as np
+
+    from library.runs.sdxl_train_util import SdxlFamily, SdxlModel
+
+logger = logging.getLogger("sdxl_minimal_inference")
+
+SIZE_STEP = 8
+"""The VAE turns 8 x 8 pixels into one latent."""
+MAX_TOKENS = (75, 150, 225)
+SAMPLERS = "euler, euler_a, ddim, dpmpp_2m, dpmpp_2m_karras, dpmpp_2s, heun, lms, dpm_2_a"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What one picture is drawn from."""
+
+    prompt: str
+    prompt2: str
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    scheduler: str
+    seed: int
+
+    def settings(self, loras: Sequence[str], model: str) -> str:
+        """One text with everything needed to draw it again."""
+        lines = [self.prompt, f"Negative prompt: {self.negative_prompt}"]
+        if self.prompt2 != self.prompt:
+            lines.append(f"Prompt 2: {self.prompt2}")
+        values = f"Steps: {self.steps}, Sampler: {self.scheduler}, CFG scale: {self.guidance_scale}, Seed: {self.seed}"
+        values += f", Size: {self.width}x{self.height}, Model: {model}"
+        return "\n".join([*lines, values + (f", LoRA: {', '.join(loras)}" if loras else "")])
+
+
+@dataclass(frozen=True)
+class Studio:
+    """A loaded model and what stays the same from picture to picture."""
+
+    family: "SdxlFamily"
+    model: "SdxlModel"
+    tokenizers: tuple
+    v_parameterization: bool
+    loras: tuple[str, ...]
+    model_name: str
+    folder: Path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--ckpt_path", required=True, help="SDXL base model: a .safetensors file, a diffusers folder, or a hub name")
+    add("--vae", help="file or folder whose VAE replaces the model's own")
+    add("--prompt", nargs="+", default=["A photo of a cat"], help="one or more prompts")
+    add("--prompt2", help="prompt for text encoder 2; unset is the prompt")
+    add("--negative_prompt", default="", help="what the pictures should not show")
+    add("--output_dir", type=Path, default=Path("."), help="folder for the pictures; made when absent")
+    add("--lora_weights", nargs="*", default=[], metavar="FILE;MULTIPLIER", help="LoRA files, each with its strength (1)")
+    add("--no_merge", action="store_true", help="apply the LoRAs beside the weights instead of adding them to these")
+    add("--interactive", action="store_true", help="read prompts, one per line, with kohya's options --w --h --d --s --l --n")
+    add("--steps", type=int, default=50, help="denoising steps (50)")
+    add("--guidance_scale", type=float, default=7.0, help="classifier-free guidance; 1 or less is off (7)")
+    add("--seed", type=int, help="seed of the first picture, the next ones count up; unset draws one")
+    add("--W", type=int, default=1024, help="width in pixels (1024)")
+    add("--H", type=int, default=1024, help="height in pixels (1024)")
+    add("--scheduler", default="euler", help=f"sampler: {SAMPLERS}; kohya's k_ names work too (euler)")
+    add("--n_images", type=int, default=1, help="pictures per prompt (1)")
+    add("--latents", type=Path, help="initial noise [B, 4, H/8, W/8]: .npy, or .safetensors with one tensor")
+    add("--v_parameterization", action="store_true", help="the model predicts velocity")
+    add("--te2_projection", choices=("correct", "kohya"), default="correct", help="see sdxl_train_network.py --help")
+    add("--device", choices=("auto", "CPU", "Ascend"), default="auto", help="where to compute (auto)")
+    add("--jit", choices=("auto", "on", "off"), default="auto", help="compile the model's blocks; off is for debugging")
+    return parser
+
+
+def check(args: argparse.Namespace) -> list[tuple[Path, float]]:
+    """Find everything wrong on the command line; returns the LoRA files and their strengths.
+
+    Raises:
+        ValueError: lists all problems.
+    """
+    problems, loras = [], []
+    for text in args.lora_weights:
+        name, _, multiplier = text.partition(";")
+        try:
+            loras.append((Path(name), float(multiplier or 1.0)))
+        except ValueError:
+            problems.append(f"--lora_weights {text}: {multiplier!r} is not a number; write FILE;MULTIPLIER")
+    problems += [f"--lora_weights {path}: there is no such file" for path, _ in loras if not path.is_file()]
+    problems += size_problems(args.W, args.H, "--W and --H")
+    problems += [f"--{n} {v}: must be at least 1" for n, v in (("steps", args.steps), ("n_images", args.n_images)) if v < 1]
+    if args.latents and not args.latents.is_file():
+        problems.append(f"--latents {args.latents}: there is no such file")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return loras
+
+
+def size_problems(width: int, height: int, where: str) -> list[str]:
+    """Why a picture cannot have this size."""
+    if width < 8 * SIZE_STEP or height < 8 * SIZE_STEP or width % 32 or height % 32:
+        return [f"{where} {width} x {height}: each must be a multiple of 32 and at least {8 * SIZE_STEP}"]
+    return []
+
+
+def open_studio(args: argparse.Namespace, loras: list[tuple[Path, float]]) -> Studio:
+    """Load the model with its LoRAs.
+
+    Raises:
+        ValueError: a file is missing, not whole, or does not fit.
+    """
+    from library.data.tokenizer import sdxl_tokenizers
+    from library.device.device_utils import init_device
+    from library.files.whole_file import ensure_writable
+    from library.runs.sampling import SCHEDULERS
+    from library.runs.sdxl_train_util import SdxlFamily, build_model
+    from networks import lora
+    from networks.network_base import read_network_file
+
+    if args.scheduler not in SCHEDULERS:
+        raise ValueError(f"--scheduler {args.scheduler}: choose one of {', '.join(SCHEDULERS)}")
+    ensure_writable(args.output_dir)
+    init_device(args.device)
+    family = SdxlFamily()
+    weights = family.load(args.ckpt_path, args.vae, args.te2_projection)
+    targets = family.lora_targets(weights)
+    networks = [
+        (lora.create_network_from_weights(targets, read_network_file(path), str(path)), multiplier)
+        for path, multiplier in loras
+    ]
+    beside = None
+    if args.no_merge and networks:
+        beside = lora.stack_networks(networks)
+    else:
+        for network, multiplier in networks:
+            network.merge_into(weights.parts, multiplier)
+    model = build_model(weights, network=beside, compiled=args.jit != "off")
+    names = tuple(f"{path.name};{multiplier:g}" for path, multiplier in loras)
+    name = Path(args.ckpt_path).name
+    return Studio(family, model, sdxl_tokenizers(), args.v_parameterization, names, name, args.output_dir)
+
+
+def draw(studio: Studio, picture: Picture, index: int, noise: "np.ndarray | None") -> Path:
+    """Draw and save one picture.
+
+    Args:
+        studio: the model.
+        picture: what to draw.
+        index: number of the prompt, for the file's name.
+        noise: initial noise [1, 4, H / 8, W / 8]; None draws it from the seed.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from library.runs.sampling import guided, sample_latents, save_picture
+
+    shape = (1, 4, picture.height // SIZE_STEP, picture.width // SIZE_STEP)
+    if noise is None:
+        noise = np.random.Generator(np.random.Philox(picture.seed)).standard_normal(shape, dtype=np.float32)
+    if noise.shape != shape:
+        raise ValueError(f"--latents holds {noise.shape}, a picture of {picture.width} x {picture.height} needs {shape}")
+    use_guidance = picture.guidance_scale > 1.0
+    text = encode(studio, picture, use_guidance)
+    count = 2 if use_guidance else 1
+    sizes = np.tile(np.array([picture.height, picture.width, 0, 0, picture.height, picture.width], np.float32), (count, 1))
+
+    def predict(latents: np.ndarray, timestep: float) -> np.ndarray:
+        batch = np.concatenate([latents] * count)
+        answer = studio.family.predict(studio.model, batch, np.full(count, timestep, np.float32), text, sizes)
+        return guided(answer[:1], answer[1:], picture.guidance_scale) if use_guidance else answer
+
+    with tqdm(total=picture.steps, desc=f"picture {index}, seed {picture.seed}") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        latents = sample_latents(
+            predict, noise, picture.scheduler, picture.steps, picture.seed, studio.v_parameterization, progress
+        )
+    image = studio.family.decode(studio.model, latents)[0]
+    return save_picture(image, studio.folder, index, picture.seed, picture.settings(studio.loras, studio.model_name))
+
+
+def encode(studio: Studio, picture: Picture, use_guidance: bool):  # type: ignore[no-untyped-def]
+    """Conditioning of the prompt, and of the negative prompt behind it; both as long as the longer one needs."""
+    import numpy as np
+
+    firsts = [picture.prompt, picture.negative_prompt][: 2 if use_guidance else 1]
+    seconds = [picture.prompt2, picture.negative_prompt][: len(firsts)]
+    longest = max(studio.tokenizers[0].count(text) for text in (*firsts, *seconds))
+    limit = next((tokens for tokens in MAX_TOKENS if longest <= tokens), MAX_TOKENS[-1])
+    if longest > limit:
+        logger.warning("the prompt has %d tokens, those behind the first %d are not used", longest, limit)
+    ids = [
+        np.stack([tokenizer.ids(text, None if limit == MAX_TOKENS[0] else limit) for text in texts])
+        for tokenizer, texts in zip(studio.tokenizers, (firsts, seconds), strict=True)
+    ]
+    return studio.family.encode_text(studio.model, ids)
+
+
+def read_noise(path: Path) -> "np.ndarray":
+    """Initial noise from a file.
+
+    Raises:
+        ValueError: not an array of four axes.
+    """
+    import numpy as np
+
+    from library.files.safetensors_utils import SafetensorsFile
+
+    if path.suffix == ".npy":
+        noise = np.load(path, allow_pickle=False)
+    else:
+        with SafetensorsFile(path) as file:
+            keys = file.keys()
+            if len(keys) != 1:
+                raise ValueError(f"--latents {path}: holds {len(keys)} tensors, one is expected")
+            noise = file.read(keys[0])
+    if noise.ndim != 4:
+        raise ValueError(f"--latents {path}: shape {noise.shape}, expected [B, 4, H/8, W/8]")
+    return noise.astype(np.float32)
+
+
+def interactive(args: argparse.Namespace, first: Picture, draw_one: Callable[[Picture, int], Path]) -> None:
+    """Draw what is typed, line by line, until the input ends or a line is empty."""
+    index = 0
+    while line := input("prompt (empty line ends): ").strip():
+        options = line_to_prompt_dict(line)
+        prompt = str(options["prompt"])
+        picture = replace(
+            first,
+            prompt=prompt,
+            prompt2=args.prompt2 or prompt,
+            negative_prompt=str(options.get("negative_prompt", first.negative_prompt)),
+            width=int(options.get("width", first.width)),  # type: ignore[call-overload]
+            height=int(options.get("height", first.height)),  # type: ignore[call-overload]
+            steps=int(options.get("sample_steps", first.steps)),  # type: ignore[call-overload]
+            guidance_scale=float(options.get("scale", first.guidance_scale)),  # type: ignore[arg-type]
+            seed=int(options.get("seed", first.seed + index)),  # type: ignore[call-overload]
+        )
+        problems = size_problems(picture.width, picture.height, "--w and --h")
+        if problems:
+            logger.error(problems[0])
+            continue
+        logger.info("saved %s", draw_one(picture, index))
+        index += 1
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw everything that was asked for."""
+    loras = check(args)
+    noise = read_noise(args.latents) if args.latents else None
+    studio = open_studio(args, loras)
+    seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
+    first = Picture(
+        args.prompt[0], args.prompt2 or args.prompt[0], args.negative_prompt, args.W, args.H, args.steps,
+        args.guidance_scale, args.scheduler, seed,
+    )  # fmt: skip
+    if args.interactive:
+        interactive(args, first, lambda picture, index: draw(studio, picture, index, noise))
+        return
+    for index, prompt in enumerate(args.prompt):
+        for number in range(args.n_images):
+            picture = replace(first, prompt=prompt, prompt2=args.prompt2 or prompt, seed=seed + number)
+            own = None if noise is None else noise[number % len(noise)][None]
+            logger.info("saved %s", draw(studio, picture, index, own))
+
+
+def main() -> None:
+    """Parse the command line and draw; an error is one message and exit code 1."""
+    args = build_parser().parse_args()
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    setup_logging(RunArgs())
+    try:
+        run(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except (EOFError, KeyboardInterrupt):
+        sys.exit("stopped")
+
+
+if __name__ == "__main__":
+    main()
