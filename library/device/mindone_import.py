@@ -27,4 +27,6 @@ def diffusers_class(name: str) -> Any:
         try:
             return getattr(importlib.import_module("mindone.diffusers"), name)
         except ModuleNotFoundError as error:
-            raise ValueError(f"{error}; the VAE and the samplers need mindone: pip install -r requirements.txt") from error
+            raise ValueError(
+                f"{error}; the VAE and the samplers need mindone: pip install -r requirements.txt"
+            ) from error

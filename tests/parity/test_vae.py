@@ -23,9 +23,7 @@ STAGES = 4
 
 def tiny_vae_weights() -> dict[str, np.ndarray]:
     shapes = {key: shape for key, shape in checkpoint_shapes(TINY_SDXL).items() if key.startswith(VAE_PREFIX)}
-    return {
-        key.removeprefix(VAE_PREFIX): random_weight(CHECKPOINT_SEED, key, shape) for key, shape in shapes.items()
-    }
+    return {key.removeprefix(VAE_PREFIX): random_weight(CHECKPOINT_SEED, key, shape) for key, shape in shapes.items()}
 
 
 def relative_error(value: np.ndarray, expected: np.ndarray) -> float:
