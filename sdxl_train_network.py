@@ -161,11 +161,11 @@ def prepare(args: TrainArgs) -> Run:
         run_setup.flat_optimizer(rule, trainable, args.optimizer, compiled),
         max_grad_norm=args.optimizer.max_grad_norm,
         accumulation_steps=args.optimizer.gradient_accumulation_steps,
-        checkpointing=args.compute.gradient_checkpointing,
         compiled=compiled,
         block_keys=run_setup.dropout_keys(trainable, rng),
     )
-    for line in (*dataset.plan().lines(), *run_setup.summary(network, trainable, length, seed, device.name)):
+    summary = run_setup.summary(network, trainable, length, seed, device.name, args.compute)
+    for line in (*dataset.plan().lines(), *summary):
         logger.info(line)
     schedule = make_noise_schedule(args.loss.zero_terminal_snr)
     return Run(args, rng, dataset, length, family, model, schedule, step, lr_at, saver)

@@ -1,12 +1,10 @@
 """What every kind of replay needs: how to run, and the recordings' base model on the device."""
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from library.files.layer_target import LayerTarget
 from library.runs.sdxl_train_util import SdxlFamily, SdxlModel, build_model
-from networks.network_base import Network
 from tools.tiny_source import tiny_base
 
 
@@ -39,20 +37,3 @@ def base_model(seed: int, te2_projection: str, compiled: bool) -> Base:
     weights = tiny_base(seed, te2_projection)
     targets = tuple(SdxlFamily().lora_targets(weights))
     return Base(build_model(weights, compiled=compiled), targets)
-
-
-def merged_model(seed: int, network: Network, multiplier: float, compiled: bool) -> SdxlModel:
-    """The tiny SDXL with a network added to its weights."""
-    weights = tiny_base(seed)
-    network.merge_into(weights.parts, multiplier)
-    return build_model(weights, compiled=compiled)
-
-
-def one_line(error: Exception) -> str:
-    """An error's text without line breaks."""
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-
-
-def missing_of(names: Sequence[str], present: object) -> list[str]:
-    """Which of the names are not there."""
-    return [name for name in names if name not in present]  # type: ignore[operator]

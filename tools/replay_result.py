@@ -1,7 +1,7 @@
 """What a replay found: one line per file and quantity, and the tolerances that decide."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -26,6 +26,7 @@ TOLERANCES = MappingProxyType(
         "text": 1e-4,
         "vae": 1e-4,
         "size_embeddings": 1e-4,
+        "schedule": 1e-5,
         # Every step of the sampler passes on and enlarges the error of the ones before.
         "sampled": 1e-3,
     }
@@ -114,3 +115,13 @@ def listed(items: Iterable[str], most: int = 4) -> str:
     items = list(items)
     more = f", ... ({len(items)} in all)" if len(items) > most else ""
     return ", ".join(items[:most]) + more
+
+
+def one_line(error: Exception) -> str:
+    """An error's text without line breaks."""
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def missing_of(names: Iterable[str], present: Container[str]) -> list[str]:
+    """Which of the names are not there."""
+    return [name for name in names if name not in present]

@@ -1,7 +1,6 @@
 """Replay of a recorded training run: the recording's command line, its inputs, the project's own training step."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import numpy as np
 from mindspore import Tensor
 
 from library.data.run_rng import RunRng
-from library.files.safetensors_utils import SafetensorsFile
 from library.models.random_weights import lora_weights
 from library.models.unet import Run
 from library.runs import run_setup
@@ -20,66 +18,13 @@ from library.training.noise_schedule import make_noise_schedule
 from library.training.train_util import TrainStep
 from library.training.trainable import Trainable
 from networks.network_base import Network
-from tools.replay_base import Base, ReplayOptions, base_model, missing_of, one_line
-from tools.replay_result import (
-    TINY_GRADIENT,
-    Finding,
-    failed,
-    judged,
-    listed,
-    relative_error,
-    relative_errors,
-    worst_of,
-)
-
-METADATA = ("argv", "checkpoint_seed", "lora_seed", "lora_keys", "grad_keys")
-INPUTS = ("latents", "noise", "timesteps", "input_ids1", "input_ids2", "size_ids", "loss_weights")
-GRADIENT, FINAL = "out.grad_step0.", "out.final."
+from tools.replay_base import Base, ReplayOptions, base_model
+from tools.replay_recording import INPUTS, Outcome, Recording, compare, read_recording
+from tools.replay_result import Finding, failed, listed, one_line
 
 
 class RefusedError(ValueError):
     """The recording's command line asks for something that is not built."""
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A recorded training run. S steps, B samples."""
-
-    argv: tuple[str, ...]
-    checkpoint_seed: int
-    lora_seed: int
-    lora_keys: tuple[str, ...]
-    """Of all tensors of the network, in the order of the recorded norms."""
-    grad_keys: tuple[str, ...]
-    """Of those with a gradient."""
-    tensors: Mapping[str, np.ndarray]
-
-    @property
-    def steps(self) -> int:
-        """Number of batches."""
-        return len(self.tensors["in.latents"])
-
-
-def read_recording(path: Path) -> Recording:
-    """Read a recording. Raises ValueError when the file is not a whole one; says what it lacks."""
-    with SafetensorsFile(path) as file:
-        tensors = {key: file.read(key) for key in file}
-        metadata = file.metadata
-    missing = missing_of(METADATA, metadata) + missing_of([f"in.{name}" for name in INPUTS], tensors)
-    missing += missing_of(["out.loss"], tensors)
-    if missing:
-        raise ValueError(f"{path}: not a whole recording of a training run: it lacks {', '.join(missing)}")
-    try:
-        return Recording(
-            argv=tuple(json.loads(metadata["argv"])),
-            checkpoint_seed=int(metadata["checkpoint_seed"]),
-            lora_seed=int(metadata["lora_seed"]),
-            lora_keys=tuple(json.loads(metadata["lora_keys"])),
-            grad_keys=tuple(json.loads(metadata["grad_keys"])),
-            tensors=tensors,
-        )
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: its metadata cannot be read: {error}") from error
 
 
 @dataclass
@@ -92,21 +37,6 @@ class Replay:
     network: Network
     step: TrainStep
     lr_at: Callable[[int], float]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the replayed run gave; numbers of steps that were not reached are NaN."""
-
-    losses_S: np.ndarray
-    norms_S: np.ndarray
-    """Total gradient norm before clipping; NaN where there was no update."""
-    pred_BCHW: np.ndarray
-    gradients: Mapping[str, np.ndarray]
-    """Key -> gradient of the first batch."""
-    before: Mapping[str, np.ndarray]
-    after: Mapping[str, np.ndarray]
-    """Key -> tensor of the network before and after the run."""
 
 
 def replay_steps(path: Path, options: ReplayOptions) -> list[Finding]:
@@ -224,63 +154,3 @@ def prediction(replay: Replay, index: int) -> tuple[Callable[[Run], Tensor], Dif
         train_text=not args.network.network_train_unet_only,
     )
     return predict, inputs
-
-
-def compare(recording: Recording, outcome: Outcome) -> list[Finding]:
-    """Every recorded output against what the replay gave."""
-    expected = recording.tensors
-    losses = relative_errors(outcome.losses_S, expected["out.loss"])
-    findings = [judged("loss[0]", float(losses[0]))]
-    if len(losses) > 1:
-        steps = [f"step {i}" for i in range(1, len(losses))]
-        findings.append(judged("loss[1:]", *worst_of(losses[1:], steps)))
-    if "out.noise_pred_step0" in expected:
-        findings.append(judged("noise_pred", relative_error(outcome.pred_BCHW, expected["out.noise_pred_step0"])))
-    return findings + _compare_gradients(recording, outcome) + _compare_finals(recording, outcome)
-
-
-def _compare_gradients(recording: Recording, outcome: Outcome) -> list[Finding]:
-    expected, findings = recording.tensors, []
-    if "out.grad_step0_l2" in expected:
-        norms = [np.linalg.norm(outcome.gradients[key].astype(np.float64)) for key in recording.grad_keys]
-        errors = relative_errors(norms, expected["out.grad_step0_l2"], TINY_GRADIENT)
-        findings.append(judged("grad_l2", *worst_of(errors, recording.grad_keys)))
-        largest = float(expected["out.grad_step0_l2"].max())
-        findings += _whole_gradients(expected, outcome.gradients, largest)
-    if "out.grad_norm" in expected:
-        updated = np.flatnonzero(~np.isnan(outcome.norms_S))
-        if len(updated):
-            errors = relative_errors(outcome.norms_S[updated], expected["out.grad_norm"][updated])
-            findings.append(judged("grad_norm", *worst_of(errors, [f"step {i}" for i in updated])))
-    return findings
-
-
-def _whole_gradients(
-    expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], largest: float
-) -> list[Finding]:
-    """Gradients that were recorded whole; a tiny one is compared relative to the largest norm."""
-    keys = [key.removeprefix(GRADIENT) for key in expected if key.startswith(GRADIENT)]
-    if not keys:
-        return []
-    errors = []
-    for key in keys:
-        wanted = expected[GRADIENT + key].astype(np.float64)
-        norm = np.linalg.norm(wanted)
-        errors.append(np.linalg.norm(found[key] - wanted) / (norm if norm > TINY_GRADIENT * largest else largest))
-    return [judged("grad tensors", *worst_of(np.array(errors), keys))]
-
-
-def _compare_finals(recording: Recording, outcome: Outcome) -> list[Finding]:
-    """Change of each tensor over the run, and tensors recorded whole; the median counts."""
-    expected, findings = recording.tensors, []
-    if "out.final_delta_l2" in expected:
-        changes = [
-            np.linalg.norm((outcome.after[key] - outcome.before[key]).astype(np.float64)) for key in recording.lora_keys
-        ]
-        errors = relative_errors(changes, expected["out.final_delta_l2"])
-        findings.append(judged("final_delta_l2", float(np.median(errors)), "median"))
-    keys = [key.removeprefix(FINAL) for key in expected if key.startswith(FINAL)]
-    if keys:
-        error = float(np.median([relative_error(outcome.after[key], expected[FINAL + key]) for key in keys]))
-        findings.append(judged("final tensors", error, "median"))
-    return findings

@@ -8,7 +8,6 @@ The replacements take the arguments that mindone uses. Tensors are of any shape 
 """
 
 import importlib
-import logging
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
@@ -16,8 +15,6 @@ import mindspore as ms
 from mindspore import Tensor, ops
 
 from library.device import kernels
-
-logger = logging.getLogger(__name__)
 
 _STRIP_BYTES = 2**28
 """Unfolded columns held at a time (256 MB): a whole 1024 px picture of 256 channels would need 9.7 GB."""
@@ -89,29 +86,9 @@ def _pad_zeros(x_BCHW: Tensor, edges: Sequence[int]) -> Tensor:
     return x_BCHW
 
 
-def embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False):
-    """Rows of weight [N, D] at the indices of input; the options for training an embedding do nothing here."""
-    return ops.gather(weight, input, 0)
-
-
-def baddbmm(input, batch1, batch2, *, beta=1, alpha=1):
-    """beta * input + alpha * (batch1 @ batch2), batches of matrices."""
-    return input * beta + ops.bmm(batch1, batch2) * alpha
-
-
 def zeros_like(input, *, dtype=None):
     """Zeros of the input's shape."""
     return ops.zeros(input.shape, dtype or input.dtype)
-
-
-def ones_like(input, *, dtype=None):
-    """Ones of the input's shape."""
-    return ops.ones(input.shape, dtype or input.dtype)
-
-
-def full(size, fill_value, *, dtype=None):
-    """A tensor of that size filled with one value."""
-    return ops.full(size, fill_value, dtype=dtype)
 
 
 def arange(start=0, end=None, step=1, *, dtype=None):
@@ -124,42 +101,22 @@ def stack(tensors, dim=0):
     return ops.stack(tensors, dim)
 
 
-def repeat_interleave(input, repeats, dim=None, output_size=None):
-    """Each element of the axis several times in a row; of the flattened tensor where no axis is given."""
-    return ops.repeat_interleave(input, repeats, dim)
-
-
-def argmax(input, dim=None, keepdim=False):
-    """Index of the greatest element along an axis, or of the flattened tensor."""
-    return ops.argmax(input, dim, keepdim)
-
-
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
     return (value[0], value[1]) if isinstance(value, (tuple, list)) else (value, value)
 
 
 REPLACEMENTS: MappingProxyType[str, Callable[..., Tensor]] = MappingProxyType(
     {
-        "mint.nn.functional.conv2d": conv2d,
-        "mint.nn.layer.conv.conv2d_ext_op": conv2d,
-        "mint.nn.functional.layer_norm": layer_norm,
-        "ops.layer_norm": layer_norm,
-        "mint.nn.functional.gelu": gelu,
-        "mint.nn.functional.pad": pad,
-        "mint.nn.functional.embedding": embedding,
-        "ops.embedding": embedding,
-        "mint.baddbmm": baddbmm,
-        "mint.zeros_like": zeros_like,
-        "mint.ones_like": ones_like,
-        "mint.full": full,
-        "mint.arange": arange,
-        "mint.stack": stack,
-        "mint.repeat_interleave": repeat_interleave,
-        "mint.argmax": argmax,
+        "mint.nn.layer.conv.conv2d_ext_op": conv2d,  # mint.nn.Conv2d: VAE, UNet
+        "ops.layer_norm": layer_norm,  # mint.nn.LayerNorm: UNet, text encoders
+        "mint.nn.functional.gelu": gelu,  # UNet, text encoder 2
+        "mint.nn.functional.pad": pad,  # VAE's encoder
+        "mint.arange": arange,  # time embedding, text encoders
+        "mint.zeros_like": zeros_like,  # the pipelines' absent negative prompt
+        "mint.stack": stack,  # KDPM2 schedulers
     }
 )
-"""Name below ``mindspore`` -> what it is bound to. The two of ``ops`` and that of ``layer.conv`` are what mint's
-LayerNorm, Embedding and Conv2d call."""
+"""Name below ``mindspore`` -> what it is bound to; for mint's layers (``mint.nn.Conv2d``) the function that they call."""
 
 
 def is_cpu() -> bool:

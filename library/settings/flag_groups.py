@@ -207,7 +207,7 @@ class ComputeArgs:
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the frozen model; a CPU computes in float32 whatever is asked."""
     gradient_checkpointing: bool = False
-    """Keep only each block's input and compute the block again on the way back: less memory, more time."""
+    """Keep only each block's input and compute the block again on the way back. Always done so far, given or not."""
     flash_attn: bool = False
     """Use MindSpore's flash attention on Ascend; elsewhere the plain attention is used."""
     device: Literal["auto", "CPU", "Ascend"] = "auto"

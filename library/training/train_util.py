@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from library.models.block import Block
-from library.models.program import BoundBlock, Forward, bind
+from library.models.program import BoundBlock, bind
 from library.training.block_vjp import BlockTape
 from library.training.optimizers import FlatOptimizer
 from library.training.trainable import Trainable
@@ -40,7 +40,6 @@ class TrainStep:
         optimizer: its state and rule.
         max_grad_norm: clip the total norm to this; 0 does not clip.
         accumulation_steps: micro-steps per update; their losses are averaged.
-        checkpointing: recompute each block in the backward pass, else keep what MindSpore's autodiff keeps.
         compiled: compile blocks and updates.
         block_keys: batch number -> one random key per segment; None without dropout.
     """
@@ -54,7 +53,6 @@ class TrainStep:
         *,
         max_grad_norm: float,
         accumulation_steps: int = 1,
-        checkpointing: bool = True,
         compiled: bool = True,
         block_keys: Callable[[int], tuple[Tensor, ...]] | None = None,
     ) -> None:
@@ -65,7 +63,6 @@ class TrainStep:
         self._bound[LOSS] = bind(LOSS, {}, compiled=compiled)
         self._max_grad_norm = max_grad_norm
         self._accumulation_steps = accumulation_steps
-        self._checkpointing = checkpointing
         self._block_keys = block_keys
         self._clip = ms.jit(clip_by_norm) if compiled else clip_by_norm
         self._accumulated: Tensor | None = None
@@ -76,32 +73,12 @@ class TrainStep:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, prediction, gradient vector) of one batch; changes nothing. For the arguments see ``accumulate``."""
         keys = self._block_keys(index) if self._block_keys else None
-        if self._checkpointing:
-            return self._by_tape(predict, target_BCHW, weights_B, keys)
-        return self._by_autodiff(predict, target_BCHW, weights_B, keys)
-
-    def _by_tape(
-        self, predict: Predict, target: Tensor, weights: Tensor, keys: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
         segments = self.trainable.split(self.theta)
         tape = BlockTape(self._bound, segments, keys)
         pred = predict(tape)
-        loss = tape(LOSS, pred, target, weights)
+        loss = tape(LOSS, pred, target_BCHW, weights_B)
         grads = tape.backward(Tensor(np.float32(1.0)))
         return loss, pred, ops.concat([grads[i] for i in range(len(segments))])
-
-    def _by_autodiff(
-        self, predict: Predict, target: Tensor, weights: Tensor, keys: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        def loss_of(*segments: Tensor) -> tuple[Tensor, Tensor]:
-            run = Forward(self._bound, segments, keys)
-            pred = predict(run)
-            return run(LOSS, pred, target, weights), pred
-
-        segments = self.trainable.split(self.theta)
-        grad_of = ms.value_and_grad(loss_of, tuple(range(len(segments))), has_aux=True)
-        (loss, pred), grads = grad_of(*segments)
-        return loss, pred, ops.concat(grads)
 
     def accumulate(self, predict: Predict, target_BCHW: np.ndarray, weights_B: np.ndarray, index: int) -> float:
         """One batch forward and backward; adds to the gradient of the coming update and returns the loss.

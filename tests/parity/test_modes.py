@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from library.settings.arguments import read_train_args
-from tools.replay_steps import Outcome, Recording, prediction, run, set_up
+from tools.replay_recording import Outcome, Recording
+from tools.replay_steps import prediction, run, set_up
 
 TOLERANCE = 1e-5
 """Relative: the same float32 operations, but sums may be taken in another order."""

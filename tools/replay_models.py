@@ -1,0 +1,199 @@
+"""Replay of recorded model outputs (text encoders, VAE, UNet, a sampled picture), plain and with a LoRA."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor
+
+from library.files.safetensors_utils import SafetensorsFile
+from library.models import sdxl
+from library.models.sdxl import TextOutputs
+from library.models.sdxl_model_util import lora_targets
+from library.runs.sampling import guided, make_scheduler, sample_latents
+from library.runs.sdxl_train_util import SdxlFamily, SdxlModel, build_model
+from networks import lora
+from networks.network_base import Network, read_network_file
+from tools.replay_base import ReplayOptions, base_model
+from tools.replay_result import Finding, judged, missing_of, relative_error
+from tools.tiny_source import tiny_base
+
+SAMPLER = "EulerDiscrete"
+"""Start of the recorded sampler's name; the only one that is recorded."""
+INPUTS_OF = {
+    "text.hidden1": ("text.input_ids1", "text.input_ids2"),
+    "text.hidden2": ("text.input_ids1", "text.input_ids2"),
+    "text.pool2": ("text.input_ids1", "text.input_ids2"),
+    "vae.mean": ("vae.image",),
+    "vae.logvar": ("vae.image",),
+    "vae.decoded": ("vae.latents",),
+    "unet.size_embeddings": ("unet.size_ids",),
+    "unet.noise_pred": ("text.input_ids1", "text.input_ids2", "unet.sample", "unet.timesteps", "unet.size_ids"),
+    "sample.sigmas": (),
+    "sample.timesteps": (),
+    "sample.latents": ("text.input_ids1", "text.input_ids2", "unet.size_ids", "sample.noise"),
+    "sample.image": ("text.input_ids1", "text.input_ids2", "unet.size_ids", "sample.noise"),
+}
+"""Output -> what it is computed from."""
+KINDS = {
+    "unet.size_embeddings": "size_embeddings",
+    "unet.noise_pred": "noise_pred",
+    "sample.sigmas": "schedule",
+    "sample.timesteps": "schedule",
+    "sample.latents": "sampled",
+    "sample.image": "sampled",
+}
+"""Output -> tolerance, where its first word does not say it."""
+
+
+@dataclass(frozen=True)
+class ModelsRecording:
+    """Inputs and outputs of the models."""
+
+    path: Path
+    tensors: Mapping[str, np.ndarray]
+    metadata: Mapping[str, str]
+
+    def setting(self, name: str) -> str:
+        """An entry of the metadata. Raises ValueError when there is none."""
+        if name not in self.metadata:
+            raise ValueError(f"{self.path}: not a whole recording of models: its metadata have no {name}")
+        return self.metadata[name]
+
+    @property
+    def checkpoint_seed(self) -> int:
+        """Seed of the tiny SDXL. Raises ValueError when it is missing."""
+        return int(self.setting("checkpoint_seed"))
+
+
+def read_models(path: Path) -> ModelsRecording:
+    """Read a recording of models. Raises ValueError when it is not a safetensors file."""
+    with SafetensorsFile(path) as file:
+        return ModelsRecording(path, {key: file.read(key) for key in file}, file.metadata)
+
+
+def replay_models(path: Path, options: ReplayOptions) -> list[Finding]:
+    """Replay every output in the file.
+
+    Raises:
+        ValueError: inputs that an output needs are not there.
+    """
+    recording = read_models(path)
+    model = base_model(recording.checkpoint_seed, "correct", options.compiled).model
+    return _findings(model, recording, recording.tensors)
+
+
+def replay_effect(path: Path, models: Path, lora_file: Path, options: ReplayOptions) -> list[Finding]:
+    """Replay the outputs of an effect file with the LoRA merged, and again with it beside the weights.
+
+    Raises:
+        ValueError: a file is not what it should be.
+    """
+    recording, effect = read_models(models), read_models(path)
+    weights = tiny_base(recording.checkpoint_seed)
+    network = lora.create_network_from_weights(lora_targets(weights), read_network_file(lora_file), str(lora_file))
+    multiplier = float(effect.tensors["multiplier"])
+    network.merge_into(weights.parts, multiplier)
+    findings = _findings(build_model(weights, compiled=options.compiled), recording, effect.tensors, " (merged)")
+    beside = _model_beside(recording.checkpoint_seed, network, multiplier, options.compiled)
+    return findings + _findings(beside, recording, effect.tensors, " (not merged)")
+
+
+def _model_beside(seed: int, network: Network, multiplier: float, compiled: bool) -> SdxlModel:
+    """The tiny SDXL with a network that is applied in every pass."""
+    return build_model(tiny_base(seed), network=lora.stack_networks([(network, multiplier)]), compiled=compiled)
+
+
+def _findings(
+    model: SdxlModel, recording: ModelsRecording, expected: Mapping[str, np.ndarray], suffix: str = ""
+) -> list[Finding]:
+    wanted = [name for name in INPUTS_OF if name in expected]
+    missing = sorted({m for name in wanted for m in missing_of(INPUTS_OF[name], recording.tensors)})
+    if not wanted or missing:
+        lacks = ", ".join(missing) or "outputs"
+        raise ValueError(f"{recording.path}: not a whole recording of models: it lacks {lacks}")
+    findings = []
+    for name, found in _outputs(model, recording, wanted):
+        kind = KINDS.get(name, name.partition(".")[0])
+        findings.append(judged(name + suffix, relative_error(found, expected[name]), kind=kind))
+    return findings
+
+
+def _outputs(model: SdxlModel, recording: ModelsRecording, wanted: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """The wanted outputs, group by group."""
+    groups = {
+        "text": lambda: _text_outputs(model, recording),
+        "vae": lambda: _vae_outputs(model, recording),
+        "unet": lambda: _unet_outputs(model, recording, wanted),
+        "sample": lambda: _sample_outputs(model, recording),
+    }
+    for group, compute in groups.items():
+        names = [name for name in wanted if name.startswith(group + ".")]
+        outputs = compute() if names else {}
+        yield from ((name, outputs[name]) for name in names)
+
+
+def _encode(model: SdxlModel, recording: ModelsRecording) -> TextOutputs:
+    """Conditioning of all recorded token ids, with the pooled output of the first chunk [B, D]."""
+    tensors = recording.tensors
+    text = SdxlFamily().encode_text(model, (tensors["text.input_ids1"], tensors["text.input_ids2"]))
+    batch, chunks, _ = tensors["text.input_ids1"].shape
+    pooled = text.pooled_BD.asnumpy().reshape(batch, chunks, -1)[:, 0]
+    return TextOutputs(text.context_BTD, Tensor(np.ascontiguousarray(pooled)))
+
+
+def _text_outputs(model: SdxlModel, recording: ModelsRecording) -> dict[str, np.ndarray]:
+    text = _encode(model, recording)
+    context = text.context_BTD.asnumpy()
+    width = model.weights["te1"]["text_model.embeddings.token_embedding.weight"].shape[1]
+    return {
+        "text.hidden1": context[..., :width],
+        "text.hidden2": context[..., width:],
+        "text.pool2": text.pooled_BD.asnumpy(),
+    }
+
+
+def _vae_outputs(model: SdxlModel, recording: ModelsRecording) -> dict[str, np.ndarray]:
+    tensors, outputs = recording.tensors, {}
+    if "vae.image" in tensors:
+        outputs["vae.mean"], outputs["vae.logvar"] = model.vae.encode_moments(tensors["vae.image"])
+    if "vae.latents" in tensors:
+        outputs["vae.decoded"] = model.vae.decode(tensors["vae.latents"])
+    return outputs
+
+
+def _unet_outputs(model: SdxlModel, recording: ModelsRecording, wanted: list[str]) -> dict[str, np.ndarray]:
+    tensors = recording.tensors
+    outputs = {"unet.size_embeddings": sdxl.size_embeddings(tensors["unet.size_ids"])}
+    if "unet.noise_pred" in wanted:
+        text, sizes = _encode(model, recording), tensors["unet.size_ids"]
+        prediction = SdxlFamily().predict(model, tensors["unet.sample"], tensors["unet.timesteps"], text, sizes)
+        outputs["unet.noise_pred"] = prediction
+    return outputs
+
+
+def _sample_outputs(model: SdxlModel, recording: ModelsRecording) -> dict[str, np.ndarray]:
+    """A guided run: row 0 of the text is the prompt, row 1 the negative prompt, row 0 of the sizes serves both."""
+    if not recording.setting("scheduler").startswith(SAMPLER):
+        raise ValueError(f"{recording.path}: sampled by {recording.setting('scheduler')}; {SAMPLER} can be replayed")
+    steps, scale = int(recording.setting("steps")), float(recording.setting("guidance_scale"))
+    schedule = make_scheduler("euler", steps)
+    outputs = {"sample.sigmas": schedule.sigmas.asnumpy(), "sample.timesteps": schedule.timesteps.asnumpy()}
+    if "sample.noise" not in recording.tensors:
+        return outputs
+    noise = recording.tensors["sample.noise"]
+    count = len(noise)
+    rows = [0] * count + [1] * count
+    whole = _encode(model, recording)
+    text = TextOutputs(*(Tensor(t.asnumpy()[rows]) for t in (whole.context_BTD, whole.pooled_BD)))
+    sizes = recording.tensors["unet.size_ids"][[0] * len(rows)]
+
+    def predict(latents: np.ndarray, timestep: float) -> np.ndarray:
+        times = np.full(len(rows), timestep, np.float32)
+        answer = SdxlFamily().predict(model, np.concatenate([latents, latents]), times, text, sizes)
+        return guided(answer[:count], answer[count:], scale)
+
+    outputs["sample.latents"] = sample_latents(predict, noise, "euler", steps, seed=0)
+    outputs["sample.image"] = SdxlFamily().decode(model, outputs["sample.latents"])
+    return outputs
