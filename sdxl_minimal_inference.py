@@ -1,16 +1,18 @@
-"""Draw pictures with Stable Diffusion XL and LoRAs; the command line is that of kohya's script of the same name, and more."""
+"""Draw pictures with Stable Diffusion XL and LoRAs; the command line is that of kohya's script, and more."""
 
 import argparse
 import logging
+import math
 import os
 import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from library.data.prompt_syntax import line_to_prompt_dict
+from library.runs.samplers import SAMPLER_HELP, find_sampler
 from library.settings.flag_groups import RunArgs
 from library.settings.log_setup import setup_logging
 
@@ -24,7 +26,9 @@ logger = logging.getLogger("sdxl_minimal_inference")
 SIZE_STEP = 8
 """The VAE turns 8 x 8 pixels into one latent."""
 MAX_TOKENS = (75, 150, 225)
-SAMPLERS = "euler, euler_a, ddim, dpmpp_2m, dpmpp_2m_karras, dpmpp_2s, heun, lms, dpm_2_a"
+LINE_OPTIONS = "--w --h --d --s --l --n --ss"
+_USED_KEYS = ("prompt", "width", "height", "seed", "sample_steps", "scale", "negative_prompt", "sample_sampler")
+"""What those options and the prompt are called in a parsed line."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +78,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prompt2", help="prompt for text encoder 2; unset is the prompt")
     add("--negative_prompt", default="", help="what the pictures should not show")
     add("--output_dir", type=Path, default=Path("."), help="folder for the pictures; made when absent")
-    add("--lora_weights", nargs="*", default=[], metavar="FILE;MULTIPLIER", help="LoRA files, each with its strength (1)")
+    add("--lora_weights", nargs="*", default=[], metavar="FILE;MULTIPLIER", help="LoRAs, each with its strength (1)")
     add("--no_merge", action="store_true", help="apply the LoRAs beside the weights instead of adding them to these")
-    add("--interactive", action="store_true", help="read prompts, one per line, with kohya's options --w --h --d --s --l --n")
+    add("--interactive", action="store_true", help=f"read prompts, one per line, with kohya's options {LINE_OPTIONS}")
     add("--steps", type=int, default=50, help="denoising steps (50)")
-    add("--guidance_scale", type=float, default=7.0, help="classifier-free guidance; 1 or less is off (7)")
+    add("--guidance_scale", type=_finite, default=7.0, help="classifier-free guidance; 1 or less is off (7)")
     add("--seed", type=int, help="seed of the first picture, the next ones count up; unset draws one")
     add("--W", type=int, default=1024, help="width in pixels (1024)")
     add("--H", type=int, default=1024, help="height in pixels (1024)")
-    add("--scheduler", default="euler", help=f"sampler: {SAMPLERS}; kohya's k_ names work too (euler)")
+    add("--scheduler", default="euler", help=f"sampler: {SAMPLER_HELP} (euler)")
     add("--n_images", type=int, default=1, help="pictures per prompt (1)")
     add("--latents", type=Path, help="initial noise [B, 4, H/8, W/8]: .npy, or .safetensors with one tensor")
     add("--v_parameterization", action="store_true", help="the model predicts velocity")
@@ -102,17 +106,30 @@ def check(args: argparse.Namespace) -> list[tuple[Path, float]]:
     for text in args.lora_weights:
         name, _, multiplier = text.partition(";")
         try:
-            loras.append((Path(name), float(multiplier or 1.0)))
+            loras.append((Path(name), _finite(multiplier or "1")))
         except ValueError:
             problems.append(f"--lora_weights {text}: {multiplier!r} is not a number; write FILE;MULTIPLIER")
-    problems += [f"--lora_weights {path}: there is no such file" for path, _ in loras if not path.is_file()]
+    files = [("--lora_weights", path) for path, _ in loras]
+    files += [("--latents", args.latents)] if args.latents else []
+    problems += [f"{flag} {path}: there is no such file" for flag, path in files if not path.is_file()]
     problems += size_problems(args.W, args.H, "--W and --H")
-    problems += [f"--{n} {v}: must be at least 1" for n, v in (("steps", args.steps), ("n_images", args.n_images)) if v < 1]
-    if args.latents and not args.latents.is_file():
-        problems.append(f"--latents {args.latents}: there is no such file")
+    least = (("steps", args.steps, 1), ("n_images", args.n_images, 1), ("seed", args.seed or 0, 0))
+    problems += [f"--{name} {value}: must be at least {limit}" for name, value, limit in least if value < limit]
+    try:
+        find_sampler(args.scheduler)
+    except ValueError as error:
+        problems.append(str(error))
     if problems:
         raise ValueError("\n".join(problems))
     return loras
+
+
+def _finite(text: str) -> float:
+    """A number that is neither infinite nor NaN; for argparse too."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def size_problems(width: int, height: int, where: str) -> list[str]:
@@ -131,13 +148,10 @@ def open_studio(args: argparse.Namespace, loras: list[tuple[Path, float]]) -> St
     from library.data.tokenizer import sdxl_tokenizers
     from library.device.device_utils import init_device
     from library.files.whole_file import ensure_writable
-    from library.runs.sampling import SCHEDULERS
     from library.runs.sdxl_train_util import SdxlFamily, build_model
     from networks import lora
     from networks.network_base import read_network_file
 
-    if args.scheduler not in SCHEDULERS:
-        raise ValueError(f"--scheduler {args.scheduler}: choose one of {', '.join(SCHEDULERS)}")
     ensure_writable(args.output_dir)
     init_device(args.device)
     family = SdxlFamily()
@@ -177,15 +191,17 @@ def draw(studio: Studio, picture: Picture, index: int, noise: "np.ndarray | None
     if noise is None:
         noise = np.random.Generator(np.random.Philox(picture.seed)).standard_normal(shape, dtype=np.float32)
     if noise.shape != shape:
-        raise ValueError(f"--latents holds {noise.shape}, a picture of {picture.width} x {picture.height} needs {shape}")
+        size = f"{picture.width} x {picture.height}"
+        raise ValueError(f"--latents holds {noise.shape}, a picture of {size} needs {shape}")
     use_guidance = picture.guidance_scale > 1.0
     text = encode(studio, picture, use_guidance)
     count = 2 if use_guidance else 1
-    sizes = np.tile(np.array([picture.height, picture.width, 0, 0, picture.height, picture.width], np.float32), (count, 1))
+    size_ids = np.array([picture.height, picture.width, 0, 0, picture.height, picture.width], np.float32)
+    size_ids_B6 = np.tile(size_ids, (count, 1))
 
     def predict(latents: np.ndarray, timestep: float) -> np.ndarray:
         batch = np.concatenate([latents] * count)
-        answer = studio.family.predict(studio.model, batch, np.full(count, timestep, np.float32), text, sizes)
+        answer = studio.family.predict(studio.model, batch, np.full(count, timestep, np.float32), text, size_ids_B6)
         return guided(answer[:1], answer[1:], picture.guidance_scale) if use_guidance else answer
 
     with tqdm(total=picture.steps, desc=f"picture {index}, seed {picture.seed}") as bar:
@@ -242,28 +258,51 @@ def read_noise(path: Path) -> "np.ndarray":
 
 
 def interactive(args: argparse.Namespace, first: Picture, draw_one: Callable[[Picture, int], Path]) -> None:
-    """Draw what is typed, line by line, until the input ends or a line is empty."""
+    """Draw what is typed, line by line, until the input ends or a line is empty; a mistake is told and passed over."""
     index = 0
-    while line := input("prompt (empty line ends): ").strip():
-        options = line_to_prompt_dict(line)
-        prompt = str(options["prompt"])
-        picture = replace(
-            first,
-            prompt=prompt,
-            prompt2=args.prompt2 or prompt,
-            negative_prompt=str(options.get("negative_prompt", first.negative_prompt)),
-            width=int(options.get("width", first.width)),  # type: ignore[call-overload]
-            height=int(options.get("height", first.height)),  # type: ignore[call-overload]
-            steps=int(options.get("sample_steps", first.steps)),  # type: ignore[call-overload]
-            guidance_scale=float(options.get("scale", first.guidance_scale)),  # type: ignore[arg-type]
-            seed=int(options.get("seed", first.seed + index)),  # type: ignore[call-overload]
-        )
-        problems = size_problems(picture.width, picture.height, "--w and --h")
-        if problems:
-            logger.error(problems[0])
-            continue
-        logger.info("saved %s", draw_one(picture, index))
-        index += 1
+    while line := _read_line():
+        try:
+            picture = picture_of_line(args, first, line, index)
+            logger.info("saved %s", draw_one(picture, index))
+            index += 1
+        except ValueError as error:
+            logger.error("%s", error)
+
+
+def _read_line() -> str:
+    try:
+        return input("prompt (empty line ends): ").strip()
+    except EOFError:
+        return ""
+
+
+def picture_of_line(args: argparse.Namespace, first: Picture, line: str, index: int) -> Picture:
+    """What a typed line asks for; what it leaves out is as on the command line.
+
+    Raises:
+        ValueError: an option has a value that cannot be drawn.
+    """
+    options: dict[str, Any] = line_to_prompt_dict(line)
+    for key in options:
+        if key not in _USED_KEYS:
+            logger.warning("the line's %s is not used here; options are %s", key, LINE_OPTIONS)
+    prompt = options["prompt"]
+    picture = replace(
+        first,
+        prompt=prompt,
+        prompt2=args.prompt2 or prompt,
+        negative_prompt=options.get("negative_prompt", first.negative_prompt),
+        width=options.get("width", first.width),
+        height=options.get("height", first.height),
+        steps=options.get("sample_steps", first.steps),
+        guidance_scale=options.get("scale", first.guidance_scale),
+        scheduler=options.get("sample_sampler", first.scheduler),
+        seed=options.get("seed", first.seed + index),
+    )
+    find_sampler(picture.scheduler)
+    if problems := size_problems(picture.width, picture.height, "--w and --h"):
+        raise ValueError(problems[0])
+    return picture
 
 
 def run(args: argparse.Namespace) -> None:
@@ -276,14 +315,17 @@ def run(args: argparse.Namespace) -> None:
         args.prompt[0], args.prompt2 or args.prompt[0], args.negative_prompt, args.W, args.H, args.steps,
         args.guidance_scale, args.scheduler, seed,
     )  # fmt: skip
+
+    def draw_one(picture: Picture, index: int, number: int = 0) -> Path:
+        return draw(studio, picture, index, None if noise is None else noise[[number % len(noise)]])
+
     if args.interactive:
-        interactive(args, first, lambda picture, index: draw(studio, picture, index, noise))
+        interactive(args, first, draw_one)
         return
     for index, prompt in enumerate(args.prompt):
         for number in range(args.n_images):
             picture = replace(first, prompt=prompt, prompt2=args.prompt2 or prompt, seed=seed + number)
-            own = None if noise is None else noise[number % len(noise)][None]
-            logger.info("saved %s", draw(studio, picture, index, own))
+            logger.info("saved %s", draw_one(picture, index, number))
 
 
 def main() -> None:
@@ -295,7 +337,7 @@ def main() -> None:
         run(args)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    except (EOFError, KeyboardInterrupt):
+    except KeyboardInterrupt:
         sys.exit("stopped")
 
 

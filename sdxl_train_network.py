@@ -94,7 +94,13 @@ def accumulate(run: Run, batch: "Batch") -> float:
     eps = run.rng.numpy("latents", batch.index).standard_normal(family.latent_shape(batch), dtype="float32")
     latents = family.encode_images(model, batch.images_BCHW, eps)
     inputs = draw_diffusion_inputs(
-        run.schedule, run.rng, batch.index, latents, batch.loss_weights_B, run.args.loss, run.args.model.v_parameterization
+        run.schedule,
+        run.rng,
+        batch.index,
+        latents,
+        batch.loss_weights_B,
+        run.args.loss,
+        run.args.model.v_parameterization,
     )
     predict = family.training_prediction(
         model, inputs, batch.token_ids, batch.size_ids_B6, train_text=not run.args.network.network_train_unet_only

@@ -95,7 +95,9 @@ class Network:
         Raises:
             ValueError: keys that are missing, that fit no layer, or of another shape; with counts and examples.
         """
-        expected = {f"{n}.{s}": shape for n, layer in self.layers.items() for s, shape in layer.adapter.shapes().items()}
+        expected = {
+            f"{n}.{s}": shape for n, layer in self.layers.items() for s, shape in layer.adapter.shapes().items()
+        }
         known = set(expected) | {f"{n}.{s}" for n, layer in self.layers.items() for s in layer.adapter.constants()}
         problems = _differences(
             source,
@@ -139,9 +141,7 @@ class Network:
         return Network(layers, self.tensors)
 
 
-def unmerge(
-    weights: Mapping[str, dict[str, np.ndarray]], originals: Mapping[str, Mapping[str, np.ndarray]]
-) -> None:
+def unmerge(weights: Mapping[str, dict[str, np.ndarray]], originals: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Undo ``Network.merge_into(..., keep_originals=True)``."""
     for part, replaced in originals.items():
         weights[part].update(replaced)
@@ -165,9 +165,7 @@ def create_layers(
     return layers
 
 
-def init_tensors(
-    layers: Mapping[str, AdaptedLayer], generator_of: Callable[[str], np.random.Generator]
-) -> Tensors:
+def init_tensors(layers: Mapping[str, AdaptedLayer], generator_of: Callable[[str], np.random.Generator]) -> Tensors:
     """First values of all adapters; ``generator_of(name)`` makes a layer's values independent of the others."""
     tensors = {}
     for name, layer in layers.items():
@@ -188,7 +186,7 @@ def read_network_file(path: Path) -> Tensors:
         state = load_ckpt(path)[0]
     else:
         with SafetensorsFile(path) as file:
-            state = {key: file.read(key, np.float32) for key in file.keys()}
+            state = {key: file.read(key, np.float32) for key in file}
     if not any(key.startswith("lora_") for key in state):
         raise ValueError(
             f"{path}: none of its {len(state)} keys begins with lora_ (it has {', '.join(sorted(state)[:3])}, ...); "

@@ -1,6 +1,6 @@
 """Draw a small captioned picture set in several aspect ratios, with a dataset TOML that trains on it.
 
-    python tools/make_demo_data.py --output_dir demo_output/data [--count 12] [--resolution 128]
+python tools/make_demo_data.py --output_dir demo_output/data [--count 12] [--resolution 128]
 """
 
 import argparse

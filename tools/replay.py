@@ -23,7 +23,6 @@ from library.settings.flag_groups import ComputeArgs
 from tools.replay_result import Finding
 
 JIT = MappingProxyType({"auto": None, "on": True, "off": False})
-CHECKPOINTING = MappingProxyType({"auto": None, "on": (True,), "off": (False,), "both": (True, False)})
 DEVICES = get_args(get_type_hints(ComputeArgs)["device"])
 FORMS = (
     "a recorded training run (in.latents, out.loss, ...), recorded model outputs (text.*, vae.*, unet.*, sample.*), "
@@ -38,7 +37,6 @@ class Settings:
     models: Path | None
     lora: Path | None
     jit: bool | None
-    checkpointing: tuple[bool, ...] | None
     device: str
 
 
@@ -82,7 +80,7 @@ def _options(settings: Settings) -> Any:
     from tools.replay_base import ReplayOptions
 
     init_device(settings.device)
-    return ReplayOptions(jit=settings.jit, checkpointing=settings.checkpointing)
+    return ReplayOptions(jit=settings.jit)
 
 
 def _replay_steps(path: Path, settings: Settings) -> list[Finding]:
@@ -144,12 +142,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--lora", type=Path, help="the LoRA whose effect an effect file holds")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write all results to this JSON file")
     parser.add_argument("--jit", choices=tuple(JIT), default="auto", help="compile blocks; auto: as the recording says")
-    parser.add_argument(
-        "--checkpointing",
-        choices=tuple(CHECKPOINTING),
-        default="auto",
-        help="recompute blocks in the backward pass; auto: as the recording says, both: each in turn",
-    )
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute")
     return parser
 
@@ -157,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = build_parser().parse_args(argv)
-    settings = Settings(args.models, args.lora, JIT[args.jit], CHECKPOINTING[args.checkpointing], args.device)
+    settings = Settings(args.models, args.lora, JIT[args.jit], args.device)
     findings = []
     try:
         if args.json:

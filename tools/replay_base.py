@@ -14,8 +14,6 @@ class ReplayOptions:
 
     jit: bool | None = None
     """Compile blocks; None leaves it to the recording's command line (which compiles unless it says --jit off)."""
-    checkpointing: tuple[bool, ...] | None = None
-    """Gradient checkpointing, each way in turn; None leaves it to the recording's command line."""
 
     @property
     def compiled(self) -> bool:

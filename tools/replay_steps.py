@@ -1,6 +1,6 @@
 """Replay of a recorded training run: the recording's command line, its inputs, the project's own training step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,18 +48,13 @@ def replay_steps(path: Path, options: ReplayOptions) -> list[Finding]:
     recording = read_recording(path)
     try:
         args = read_train_args(recording.argv, require_paths=False)
-        modes = options.checkpointing or (args.compute.gradient_checkpointing,)
         compiled = args.compute.jit != "off" if options.jit is None else options.jit
-        findings: list[Finding] = []
-        for checkpointing in modes:
-            suffix = f" (checkpointing {'on' if checkpointing else 'off'})" if len(modes) > 1 else ""
-            findings += _replay_once(set_up(recording, args, compiled, checkpointing), suffix)
+        return _replay_once(set_up(recording, args, compiled))
     except (RefusedError, UsageError) as error:
         return [Finding("", "refused", detail=one_line(error))]
-    return findings
 
 
-def set_up(recording: Recording, args: TrainArgs, compiled: bool, checkpointing: bool) -> Replay:
+def set_up(recording: Recording, args: TrainArgs, compiled: bool) -> Replay:
     """Everything that the recording's command line asks for, as the training script puts it together.
 
     Raises:
@@ -89,25 +84,23 @@ def set_up(recording: Recording, args: TrainArgs, compiled: bool, checkpointing:
         optimizer,
         max_grad_norm=args.optimizer.max_grad_norm,
         accumulation_steps=args.optimizer.gradient_accumulation_steps,
-        checkpointing=checkpointing,
         compiled=compiled,
     )
     return Replay(recording, args, base, network, step, lr_at)
 
 
-def _replay_once(replay: Replay, suffix: str) -> list[Finding]:
+def _replay_once(replay: Replay) -> list[Finding]:
     recording, network = replay.recording, replay.network
-    trained = sorted(set(network.tensors) - set(replay.step.trainable.idle))
-    findings = _key_findings("lora_keys", sorted(network.tensors), recording.lora_keys)
-    findings += _key_findings("grad_keys", trained, recording.grad_keys)
-    findings = findings or compare(recording, run(replay))
-    return [Finding(f.quantity + suffix, f.status, f.error, f.tolerance, f.detail) for f in findings]
+    trained = set(network.tensors) - set(replay.step.trainable.idle)
+    findings = _key_findings("lora_keys", set(network.tensors), set(recording.lora_keys))
+    findings += _key_findings("grad_keys", trained & set(recording.grad_keys), set(recording.grad_keys))
+    return findings or compare(recording, run(replay))
 
 
-def _key_findings(quantity: str, found: Sequence[str], expected: Sequence[str]) -> list[Finding]:
+def _key_findings(quantity: str, found: set[str], expected: set[str]) -> list[Finding]:
     """A finding where the keys differ; without the same keys there is nothing to compare."""
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    problems = [f"{what}: {listed(keys)}" for what, keys in (("missing", missing), ("too many", extra)) if keys]
+    differences = (("missing", sorted(expected - found)), ("too many", sorted(found - expected)))
+    problems = [f"{what}: {listed(keys)}" for what, keys in differences if keys]
     return [failed(quantity, "; ".join(problems))] if problems else []
 
 

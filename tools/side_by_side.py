@@ -1,6 +1,6 @@
 """Put the pictures of several folders next to each other, each under its title.
 
-    python -m tools.side_by_side --output both.png "without LoRA=FOLDER_OR_FILE" "with LoRA=FOLDER_OR_FILE"
+python -m tools.side_by_side --output both.png "without LoRA=FOLDER_OR_FILE" "with LoRA=FOLDER_OR_FILE"
 """
 
 import argparse

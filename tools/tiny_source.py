@@ -1,5 +1,7 @@
 """The tiny SDXL of the recordings, made in memory from its seed instead of read from a file."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from library.models.random_weights import random_weight
@@ -14,9 +16,8 @@ class TinySource:
         self.seed = seed
         self._shapes = checkpoint_shapes(TINY_SDXL)
 
-    def keys(self) -> list[str]:
-        """Names of all tensors."""
-        return list(self._shapes)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
 
     def shape(self, name: str) -> Shape:
         """Shape of one tensor."""

@@ -63,11 +63,12 @@ def _choose(requested: str) -> str:
     served = _serves_ascend()
     if requested == "Ascend" and not served:
         raise ValueError(
-            "--device Ascend: there is no NPU on this machine (no /dev/davinci0). Use --device CPU, or look at the driver"
+            "--device Ascend: there is no NPU on this machine (no /dev/davinci0). "
+            "Use --device CPU, or look at the driver"
         )
     return "Ascend" if served else "CPU"
 
 
 def _serves_ascend() -> bool:
-    """Whether there is an NPU; asked of the system, because MindSpore's own question prints errors where there is none."""
+    """Whether there is an NPU; asked of the system: MindSpore's own question prints errors where there is none."""
     return any(Path("/dev").glob("davinci[0-9]*"))

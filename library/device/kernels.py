@@ -8,6 +8,7 @@ before anything is compiled.
 """
 
 import math
+from collections.abc import Callable
 
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
@@ -29,7 +30,11 @@ _MASKED = -1e9
 
 
 _MATMUL_NT = ops.MatMul(transpose_b=True)
-_BATCH_NN, _BATCH_NT, _BATCH_TN = ops.BatchMatMul(), ops.BatchMatMul(transpose_b=True), ops.BatchMatMul(transpose_a=True)
+_BATCH_NN, _BATCH_NT, _BATCH_TN = (
+    ops.BatchMatMul(),
+    ops.BatchMatMul(transpose_b=True),
+    ops.BatchMatMul(transpose_a=True),
+)
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -180,7 +185,7 @@ class _Attention(nn.Cell):
         return ops.softmax(scores, -1).astype(q.dtype)
 
 
-class SplitFlat(nn.Cell):
+class _SplitFlat(nn.Cell):
     """A flat vector into tensors; the gradient is one concat, where slices would each give a full-length one."""
 
     def __init__(self, shapes: tuple[tuple[int, ...], ...]) -> None:
@@ -221,6 +226,11 @@ _GROUP_NORMS = {eps: _GroupNorm(eps) for eps in (1e-5, 1e-6)}
 _LAYER_NORM = _LayerNorm()
 _GATED_GELU = _GatedGelu()
 _ATTENTION, _CAUSAL_ATTENTION = _Attention(causal=False), _Attention(causal=True)
+
+
+def make_split(shapes: tuple[tuple[int, ...], ...]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A function that cuts a flat vector into tensors of these shapes."""
+    return _SplitFlat(shapes)
 
 
 def group_norm(x_BCHW: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -116,7 +116,7 @@ REPLACEMENTS: MappingProxyType[str, Callable[..., Tensor]] = MappingProxyType(
         "mint.stack": stack,  # KDPM2 schedulers
     }
 )
-"""Name below ``mindspore`` -> what it is bound to; for mint's layers (``mint.nn.Conv2d``) the function that they call."""
+"""Name below ``mindspore`` -> what it is bound to; for a layer of mint (``mint.nn.Conv2d``) the function it calls."""
 
 
 def is_cpu() -> bool:

@@ -1,8 +1,8 @@
 """Blocks: the unit that is compiled, recomputed and adapted.
 
 A model is a sequence of block calls. A block function is pure: ``function(*inputs, parts)``, where ``parts`` carries
-the block's frozen weights under their local names, the adapters of its layers, and a random key. Equal blocks (the same function, weight names and
-adapters) share one compiled program whatever their weights, because weights are inputs.
+the block's frozen weights under their local names, the adapters of its layers, and a random key. Equal blocks (the same
+function, weight names and adapters) share one compiled program whatever their weights, because weights are inputs.
 """
 
 from collections.abc import Callable, Mapping

@@ -56,7 +56,7 @@ class Program:
         return self._vjps[wanted]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def program(
     function: Callable[..., Tensor],
     names: tuple[str, ...],
@@ -92,7 +92,7 @@ def _make_forward(
 ) -> Callable[..., Tensor]:
     """(inputs, theta, key, frozen) -> output, for use inside a graph."""
     slot_names = tuple(slot.name for slot in slots)
-    split = kernels.SplitFlat(tuple(slot.shape for slot in slots))
+    split = kernels.make_split(tuple(slot.shape for slot in slots))
 
     def forward(inputs, theta, key, frozen):  # type: ignore[no-untyped-def]  # read by the graph compiler
         weights = {}
@@ -107,9 +107,9 @@ def _make_forward(
     return forward
 
 
-# Graphs differentiate functions with named parameters only, hence one function per number of inputs. The values of a plain
-# tuple argument would be compiled into the graph as constants: the frozen weights are spread out in the forward pass (as a
-# mutable tuple, PyNative's autodiff would compute gradients for them) and a mutable tuple where the graph differentiates.
+# Graphs differentiate functions with named parameters only, hence one function per number of inputs. The values of a
+# plain tuple argument would be compiled into the graph as constants: the frozen weights are spread out in the forward
+# pass, and are a tuple marked mutable where the graph differentiates.
 def _one(forward):  # type: ignore[no-untyped-def]
     def call(x, theta, key, frozen):  # type: ignore[no-untyped-def]
         return forward((x,), theta, key, frozen)

@@ -46,7 +46,7 @@ class SdxlSpec:
         return self.unet.blocks()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def join_context(chunks: int) -> Block:
     """Block (hidden1 [B*N, 77, D1], hidden2 [B*N, 77, D2]) -> context [B, 75 N + 2, D1 + D2].
 
@@ -65,7 +65,7 @@ def join_context(chunks: int) -> Block:
     return Block("", join, "", (), 2)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def join_vector(chunks: int) -> Block:
     """Block (pooled [B*N, D], size embeddings [B, E]) -> vector [B, D + E]; pooled is the first chunk's."""
 

@@ -52,9 +52,9 @@ class Destination:
     """What of the file's tensor it is: the whole, a third of it, its transpose."""
 
 
-def single_file_destinations(shapes: Mapping[str, tuple[int, ...]], transpose_projection: bool) -> Iterator[
-    tuple[str, tuple[Destination, ...]]
-]:
+def single_file_destinations(
+    shapes: Mapping[str, tuple[int, ...]], transpose_projection: bool
+) -> Iterator[tuple[str, tuple[Destination, ...]]]:
     """(key of a single-file checkpoint, where it goes) for the UNet and text encoder keys among ``shapes``.
 
     Args:

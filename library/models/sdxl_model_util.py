@@ -16,22 +16,43 @@ from library.files.layer_target import LayerTarget
 from library.files.safetensors_utils import SafetensorsFile
 from library.models.base_model_files import VAE_FOLDER, find_base_model, folder_files
 from library.models.sdxl_keys import PARTS, Destination, diffusers_names, single_file_destinations
-from library.models.sdxl_spec import TEXT_1_PREFIX, TEXT_2_PREFIX, UNET_PREFIX, VAE_PREFIX, SdxlConfig, checkpoint_shapes
+from library.models.sdxl_spec import (
+    TEXT_1_PREFIX,
+    TEXT_2_PREFIX,
+    UNET_PREFIX,
+    VAE_PREFIX,
+    SdxlConfig,
+    checkpoint_shapes,
+)
 
 logger = logging.getLogger(__name__)
 
 MAX_LISTED = 8
 OPTIONAL_KEYS = ("logit_scale", "position_ids")
-IGNORED_PREFIXES = ("model_ema.", "denoiser.", "alphas_cumprod", "betas", "sqrt_", "log_one_minus_", "posterior_", "v_pred", "ztsnr")
+IGNORED_PREFIXES = (
+    "model_ema.",
+    "denoiser.",
+    "alphas_cumprod",
+    "betas",
+    "sqrt_",
+    "log_one_minus_",
+    "posterior_",
+    "v_pred",
+    "ztsnr",
+)
 """What checkpoints carry besides the three models: training leftovers and markers."""
 
 
 class TensorSource(Protocol):
     """Named tensors of a file (or of memory), read one at a time."""
 
-    def keys(self) -> list[str]: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def read(self, name: str, dtype: object = None) -> np.ndarray: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        ...
+    def read(self, name: str, dtype: object = None) -> np.ndarray:
+        """One tensor in its own or another type."""
+        ...
 
 
 @dataclass
@@ -69,7 +90,7 @@ def weights_from_source(
     source: TensorSource, name: str, vae: str | None = None, te2_projection: str = "correct", dtype: object = np.float32
 ) -> SdxlWeights:
     """Read a single-file checkpoint; see ``load_weights``."""
-    shapes = {key: source.shape(key) for key in source.keys()}
+    shapes = {key: source.shape(key) for key in source}
     _check_single_file(shapes, name, vae is not None)
     parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
     for key, destinations in single_file_destinations(shapes, te2_projection == "correct"):
@@ -87,8 +108,8 @@ def load_vae_weights(name_or_path: str) -> dict[str, np.ndarray]:
         inner = path / VAE_FOLDER
         return dict(_read_all(folder_files(inner if inner.is_dir() else path), np.float32))
     with SafetensorsFile(path) as file:
-        below = [key for key in file.keys() if key.startswith(VAE_PREFIX)]
-        return {key.removeprefix(VAE_PREFIX): file.read(key, np.float32) for key in below or file.keys()}
+        below = [key for key in file if key.startswith(VAE_PREFIX)]
+        return {key.removeprefix(VAE_PREFIX): file.read(key, np.float32) for key in below or file}
 
 
 def _put(parts: dict[str, dict[str, np.ndarray]], destinations: tuple[Destination, ...], array: np.ndarray) -> None:
@@ -122,7 +143,7 @@ def _read_all(files: list[Path], dtype: object) -> Iterator[tuple[str, np.ndarra
     with ExitStack() as stack:
         for path in files:
             file = stack.enter_context(SafetensorsFile(path))
-            for key in file.keys():
+            for key in file:
                 yield key, file.read(key, dtype)
 
 
@@ -159,7 +180,9 @@ def _check_single_file(shapes: Mapping[str, tuple[int, ...]], name: str, own_vae
     first = UNET_PREFIX + "input_blocks.0.0.weight"
     token1, token2 = TEXT_1_PREFIX + "embeddings.token_embedding.weight", TEXT_2_PREFIX + "token_embedding.weight"
     vae_first = VAE_PREFIX + "encoder.conv_in.weight"
-    anchors = [key for key in (first, token1, token2, vae_first) if key not in shapes and not (own_vae and key == vae_first)]
+    anchors = [
+        key for key in (first, token1, token2, vae_first) if key not in shapes and not (own_vae and key == vae_first)
+    ]
     if anchors:
         raise ValueError(f"{name} is not a single-file SDXL checkpoint: it has no {', no '.join(anchors)}")
     config = SdxlConfig(
@@ -187,7 +210,9 @@ def _other_kind(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         return "a Stable Diffusion 2.x checkpoint"
     if any(key.startswith(("double_blocks.", "model.diffusion_model.double_blocks.")) for key in shapes):
         return "a Flux checkpoint"
-    if any("embedders.0.model.transformer" in key for key in shapes) and not any(TEXT_1_PREFIX in key for key in shapes):
+    if any("embedders.0.model.transformer" in key for key in shapes) and not any(
+        TEXT_1_PREFIX in key for key in shapes
+    ):
         return "an SDXL refiner checkpoint"
     return None
 

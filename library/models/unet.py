@@ -216,13 +216,13 @@ def _layer(shapes: Mapping[str, tuple[int, ...]], prefix: str, with_skip: bool) 
 
 def _transformer(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> Transformer:
     inner = prefix + "transformer_blocks."
-    enter = tuple(sorted(n for n in ("norm.weight", "norm.bias", "proj_in.weight", "proj_in.bias") if prefix + n in shapes))
+    enter = tuple(
+        sorted(n for n in ("norm.weight", "norm.bias", "proj_in.weight", "proj_in.bias") if prefix + n in shapes)
+    )
     leave = tuple(sorted(n for n in ("proj_out.weight", "proj_out.bias") if prefix + n in shapes))
     return Transformer(
         enter=Block(PART, transformer_in, prefix, enter, 1),
-        blocks=tuple(
-            make_block(PART, transformer_block, f"{inner}{i}.", shapes, 2) for i in _indices(shapes, inner)
-        ),
+        blocks=tuple(make_block(PART, transformer_block, f"{inner}{i}.", shapes, 2) for i in _indices(shapes, inner)),
         leave=Block(PART, transformer_out, prefix, leave, 2),
     )
 

@@ -121,7 +121,9 @@ def summary(
         f"seed {seed}, on {device}",
     ]
     if not options.gradient_checkpointing:
-        lines.append("gradients are taken block by block, recomputing each, as --gradient_checkpointing asks; always so far")
+        lines.append(
+            "gradients are taken block by block, recomputing each, as --gradient_checkpointing asks; always so far"
+        )
     if trainable.idle:
         lines.append(
             f"{len(trainable.idle)} tensors get no gradient and stay as they are (the last layer of text encoder 1: "

@@ -1,50 +1,18 @@
 """From noise to latents: mindone's samplers around any prediction, and pictures with their settings on disk."""
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from mindspore import Tensor
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from library.data.run_rng import RunRng
 from library.device.mindone_import import diffusers_class
 from library.files.whole_file import write_whole_path
+from library.runs.samplers import find_sampler
 from library.training.noise_schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
-
-logger = logging.getLogger(__name__)
-
-_SPECS: Mapping[str, tuple[str, Mapping[str, object]]] = MappingProxyType(
-    {
-        "euler": ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}),
-        "euler_a": ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "linspace"}),
-        "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
-        "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-        "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-        "dpmpp_2s": ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
-        "heun": ("HeunDiscreteScheduler", {}),
-        "lms": ("LMSDiscreteScheduler", {}),
-        "dpm_2_a": ("KDPM2AncestralDiscreteScheduler", {}),
-    }
-)
-"""Sampler -> mindone's class and settings; the noise schedule is SDXL's in all of them."""
-_ALIASES = MappingProxyType(
-    {
-        "k_euler": "euler",
-        "k_euler_a": "euler_a",
-        "k_lms": "lms",
-        "k_dpm_2_a": "dpm_2_a",
-        "dpmsolver++": "dpmpp_2m",
-        "dpmsolver": "dpmpp_2m",
-        "dpmsingle": "dpmpp_2s",
-    }
-)
-"""kohya's other names."""
-SCHEDULERS = (*_SPECS, *_ALIASES)
-_WITH_GENERATOR = ("euler_a", "dpm_2_a")
-"""Samplers that add noise on the way."""
 
 Predict = Callable[[np.ndarray, float], np.ndarray]
 """(scaled latents [B, C, H, W], timestep) -> prediction with guidance applied."""
@@ -56,17 +24,14 @@ def make_scheduler(name: str, steps: int, v_prediction: bool = False):  # type: 
     Raises:
         ValueError: there is no such sampler here.
     """
-    name = _ALIASES.get(name, name)
-    if name not in _SPECS:
-        raise ValueError(f"--scheduler {name}: choose one of {', '.join(SCHEDULERS)}")
-    class_name, settings = _SPECS[name]
-    scheduler = diffusers_class(class_name)(
+    sampler = find_sampler(name)
+    scheduler = diffusers_class(sampler.scheduler)(
         beta_start=BETA_START,
         beta_end=BETA_END,
         beta_schedule="scaled_linear",
         num_train_timesteps=TRAIN_TIMESTEPS,
         prediction_type="v_prediction" if v_prediction else "epsilon",
-        **settings,
+        **sampler.settings,
     )
     scheduler.set_timesteps(steps)
     return scheduler
@@ -86,16 +51,14 @@ def sample_latents(
     Args:
         predict: the model with guidance.
         noise_BCHW: standard normal; the sampler scales it.
-        scheduler: a name of ``SCHEDULERS``.
+        scheduler: a name of ``samplers.SAMPLERS``, or an alias.
         steps: number of steps.
-        seed: of the noise that ancestral samplers add.
+        seed: of the noise that some samplers add on the way; a stream of its own, not that of the initial noise.
         v_prediction: the model answers with the velocity.
-        progress: called with (steps done, all) before each and after the last; some samplers ask the model twice a step.
+        progress: called with (model calls done, all) before each and after the last; some samplers make two per step.
     """
     sampler = make_scheduler(scheduler, steps, v_prediction)
-    extra = {}
-    if _ALIASES.get(scheduler, scheduler) in _WITH_GENERATOR:
-        extra["generator"] = np.random.Generator(np.random.Philox(seed))
+    extra = {"generator": RunRng(seed).numpy("sampler noise")} if find_sampler(scheduler).adds_noise else {}
     latents = Tensor(noise_BCHW.astype(np.float32) * np.float32(_number(sampler.init_noise_sigma)))
     timesteps = list(sampler.timesteps)
     for done, timestep in enumerate(timesteps):

@@ -1,7 +1,8 @@
 """One training step: forward, loss, gradients, clipping, update.
 
 kohya users look here for: noise and targets -> ``noise_schedule``; loss weights -> ``custom_train_functions``;
-optimizers and schedulers -> ``optimizers``, ``lr_schedules``; data sets -> ``library/data``; saving -> ``library/runs``.
+optimizers and schedulers -> ``optimizers``, ``lr_schedules``; data sets -> ``library/data``; saving ->
+``library/runs/checkpoint``.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -37,7 +37,7 @@ CALLS: dict[str, Callable[[], Tensor]] = {
 
 
 def originals_that_work() -> list[str]:
-    """Names whose MindSpore function has a CPU kernel, so that it needs no replacement. Nothing may be installed yet."""
+    """Names whose own function runs on a CPU and so needs no replacement; nothing may be installed yet."""
     ms.set_context(device_target="CPU")
     working = []
     for name, call in CALLS.items():

@@ -1,0 +1,1 @@
+"""The device: its name, its kernels, and what MindSpore lacks on a CPU."""
