@@ -113,10 +113,10 @@ def check(args: argparse.Namespace) -> list[tuple[Path, float]]:
     files += [("--latents", args.latents)] if args.latents else []
     problems += [f"{flag} {path}: there is no such file" for flag, path in files if not path.is_file()]
     problems += size_problems(args.W, args.H, "--W and --H")
-    least = (("steps", args.steps, 1), ("n_images", args.n_images, 1), ("seed", args.seed or 0, 0))
+    least = (("n_images", args.n_images, 1), ("seed", args.seed or 0, 0))
     problems += [f"--{name} {value}: must be at least {limit}" for name, value, limit in least if value < limit]
     try:
-        find_sampler(args.scheduler)
+        find_sampler(args.scheduler, args.steps)
     except ValueError as error:
         problems.append(str(error))
     if problems:
@@ -299,7 +299,7 @@ def picture_of_line(args: argparse.Namespace, first: Picture, line: str, index: 
         scheduler=options.get("sample_sampler", first.scheduler),
         seed=options.get("seed", first.seed + index),
     )
-    find_sampler(picture.scheduler)
+    find_sampler(picture.scheduler, picture.steps)
     if problems := size_problems(picture.width, picture.height, "--w and --h"):
         raise ValueError(problems[0])
     return picture

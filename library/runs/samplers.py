@@ -14,6 +14,7 @@ class Sampler:
     settings: Mapping[str, object] = field(default_factory=dict)
     adds_noise: bool = False
     """Draws noise at each step, from the picture's seed."""
+    least_steps: int = 1
 
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
@@ -22,7 +23,7 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "euler_a": Sampler("EulerAncestralDiscreteScheduler", {"timestep_spacing": "linspace"}, adds_noise=True),
         # As in SDXL's own configuration: no clipping of the latents, the last step ends at timestep 0's noise level.
         "ddim": Sampler("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
-        "pndm": Sampler("PNDMScheduler", {"set_alpha_to_one": False, "steps_offset": 1}),
+        "pndm": Sampler("PNDMScheduler", {"set_alpha_to_one": False, "steps_offset": 1}, least_steps=4),
         "lms": Sampler("LMSDiscreteScheduler"),
         "heun": Sampler("HeunDiscreteScheduler"),
         "dpm_2_a": Sampler("KDPM2AncestralDiscreteScheduler", adds_noise=True),
@@ -55,15 +56,18 @@ _REFUSED: Mapping[str, str] = MappingProxyType(
 SAMPLER_HELP = f"{', '.join(SAMPLERS)}; kohya's {', '.join(ALIASES)} too; not {', '.join(_REFUSED)}"
 
 
-def find_sampler(name: str) -> Sampler:
+def find_sampler(name: str, steps: int) -> Sampler:
     """The sampler of that name or alias.
 
     Raises:
-        ValueError: there is none; says why where kohya has one.
+        ValueError: there is none, and why where kohya has one; or it needs more steps.
     """
     if name in _REFUSED:
         raise ValueError(f"--scheduler {name} is not served: {_REFUSED[name]}. Choose one of {', '.join(SAMPLERS)}")
     name = ALIASES.get(name, name)
     if name not in SAMPLERS:
         raise ValueError(f"--scheduler {name}: choose one of {', '.join((*SAMPLERS, *ALIASES))}")
-    return SAMPLERS[name]
+    sampler = SAMPLERS[name]
+    if steps < sampler.least_steps:
+        raise ValueError(f"{steps} steps: --scheduler {name} takes at least {sampler.least_steps}")
+    return sampler

@@ -22,9 +22,9 @@ def make_scheduler(name: str, steps: int, v_prediction: bool = False):  # type: 
     """mindone's scheduler with its timesteps set.
 
     Raises:
-        ValueError: there is no such sampler here.
+        ValueError: there is no such sampler here, or not with so few steps.
     """
-    sampler = find_sampler(name)
+    sampler = find_sampler(name, steps)
     scheduler = diffusers_class(sampler.scheduler)(
         beta_start=BETA_START,
         beta_end=BETA_END,
@@ -58,7 +58,7 @@ def sample_latents(
         progress: called with (model calls done, all) before each and after the last; some samplers make two per step.
     """
     sampler = make_scheduler(scheduler, steps, v_prediction)
-    extra = {"generator": RunRng(seed).numpy("sampler noise")} if find_sampler(scheduler).adds_noise else {}
+    extra = {"generator": RunRng(seed).numpy("sampler noise")} if find_sampler(scheduler, steps).adds_noise else {}
     latents = Tensor(noise_BCHW.astype(np.float32) * np.float32(_number(sampler.init_noise_sigma)))
     timesteps = list(sampler.timesteps)
     for done, timestep in enumerate(timesteps):

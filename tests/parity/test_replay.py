@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from tools.replay_recording import Outcome, Recording, compare, read_recording
 from tools.replay_result import Finding, judged, relative_error, relative_errors, worst_of
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = Settings(models=None, lora=None, jit=None, checkpointing=(True,), device="CPU")
+SETTINGS = Settings(models=None, lora=None, jit=None, device="CPU")
 SHARED = ("unet_only_adamw", "min_snr_gamma", "max_grad_norm", "adamw_args", "v_parameterization_zero_terminal_snr")
 """Recordings of the same shapes: they share compiled programs, the first pays for them."""
 OWN_SHAPES = ("non_square", "tokens_225", "conv_lora", "text_encoders_and_unet")
 """Recordings that compile programs of their own."""
-RECORDED = {"loss[0]", "loss[1:]", "noise_pred", "grad_l2", "grad tensors", "grad_norm", "final_delta_l2", "final tensors"}
+RECORDED = {"loss[0]", "loss[1:]", "noise_pred", "grad_l2", "grad tensors", "grad_norm"}
+RECORDED |= {"final_delta_l2", "final tensors"}
 """What every recording in the golden folder holds."""
 
 
@@ -40,14 +41,6 @@ def step_file(golden: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", [*SHARED, *(pytest.param(n, marks=pytest.mark.slow) for n in OWN_SHAPES)])
 def test_recorded_steps(golden: Path, name: str) -> None:
     findings = replay_file(step_file(golden, name), SETTINGS)
-    assert not_holding(findings) == []
-    assert {finding.quantity for finding in findings} == RECORDED
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["unet_only_adamw", "conv_lora", "text_encoders_and_unet"])
-def test_recorded_steps_without_checkpointing(golden: Path, name: str) -> None:
-    findings = replay_file(step_file(golden, name), replace(SETTINGS, checkpointing=(False,)))
     assert not_holding(findings) == []
     assert {finding.quantity for finding in findings} == RECORDED
 
@@ -102,16 +95,17 @@ def perfect(recording: Recording) -> Outcome:
     )
 
 
-def changed_first(values: dict[str, np.ndarray], factor: float, count: int = 1) -> dict[str, np.ndarray]:
-    return {k: v * factor if i < count else v for i, (k, v) in enumerate(values.items())}
+def changed_first(values: dict[str, np.ndarray], factor: float) -> dict[str, np.ndarray]:
+    first = next(iter(values))
+    return values | {first: values[first] * factor}
 
 
 def first_and_last(values: np.ndarray, first: float, last: float) -> np.ndarray:
     return np.concatenate([values[:1] * first, values[1:-1], values[-1:] * last])
 
 
-def perturbed() -> Iterator[tuple[str, object]]:
-    """Each quantity's smallest wrong outcome: what is to fail, and how to get there."""
+def perturbed() -> Iterator[tuple[str, Callable[[Outcome], Outcome]]]:
+    """Outcomes just beyond a tolerance: what is to fail, and how to get there."""
     yield "loss[0]", lambda o: replace(o, losses_S=first_and_last(o.losses_S, 1 + 2e-5, 1))
     yield "loss[1:]", lambda o: replace(o, losses_S=first_and_last(o.losses_S, 1, 1 + 2e-3))
     yield "loss[1:]", lambda o: replace(o, losses_S=first_and_last(o.losses_S, 1, np.nan))
@@ -119,16 +113,16 @@ def perturbed() -> Iterator[tuple[str, object]]:
     yield "noise_pred", lambda o: replace(o, pred_BCHW=o.pred_BCHW[:1])
     yield "grad_l2", lambda o: replace(o, gradients=changed_first(o.gradients, 1 + 2e-3))
     yield "grad_norm", lambda o: replace(o, norms_S=first_and_last(o.norms_S, 1, 1 + 2e-3))
-    yield "final_delta_l2", lambda o: replace(o, before=changed_first(o.before, 1, 0) | {k: -v for k, v in o.after.items()})
+    yield "final_delta_l2", lambda o: replace(o, before={key: -value for key, value in o.after.items()})
     yield "final tensors", lambda o: replace(o, after={k: v * 1.03 for k, v in o.after.items()})
 
 
 @pytest.mark.parametrize(("quantity", "change"), perturbed())
-def test_one_wrong_number_fails(golden: Path, quantity: str, change: object) -> None:
+def test_one_wrong_number_fails(golden: Path, quantity: str, change: Callable[[Outcome], Outcome]) -> None:
     recording = read_recording(step_file(golden, "unet_only_adamw"))
     outcome = perfect(recording)
     assert not_holding(compare(recording, outcome)) == []
-    failing = {f.quantity for f in compare(recording, change(outcome)) if f.status == "FAIL"}  # type: ignore[operator]
+    failing = {f.quantity for f in compare(recording, change(outcome)) if f.status == "FAIL"}
     assert quantity in failing
 
 
