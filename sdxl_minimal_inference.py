@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, get_args, get_type_hints, Any
 
 from library.data.prompt_syntax import line_to_prompt_dict
 from library.runs.samplers import SAMPLER_HELP, find_sampler
-from library.settings.flag_groups import RunArgs
+from library.settings.flag_groups import ComputeArgs, ModelArgs, RunArgs
 from library.settings.log_setup import setup_logging
 
 if TYPE_CHECKING:  # imported late, so that --help and a wrong flag answer at once
@@ -90,9 +90,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--n_images", type=int, default=1, help="pictures per prompt (1)")
     add("--latents", type=Path, help="initial noise [B, 4, H/8, W/8]: .npy, or .safetensors with one tensor")
     add("--v_parameterization", action="store_true", help="the model predicts velocity")
-    add("--te2_projection", choices=("correct", "kohya"), default="correct", help="see sdxl_train_network.py --help")
-    add("--device", choices=("auto", "CPU", "Ascend"), default="auto", help="where to compute (auto)")
-    add("--jit", choices=("auto", "on", "off"), default="auto", help="compile the model's blocks; off is for debugging")
+    for group, name, text in (
+        (ModelArgs, "te2_projection", "see sdxl_train_network.py --help"),
+        (ComputeArgs, "device", "where to compute (auto)"),
+        (ComputeArgs, "jit", "compile the model's blocks; off is for debugging"),
+    ):
+        add(f"--{name}", choices=get_args(get_type_hints(group)[name]), default=vars(group)[name], help=text)
     return parser
 
 

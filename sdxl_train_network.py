@@ -170,10 +170,9 @@ def prepare(args: TrainArgs) -> Run:
         compiled=compiled,
         block_keys=run_setup.dropout_keys(trainable, rng),
     )
-    summary = run_setup.summary(network, trainable, length, seed, device.name, args.compute)
-    for line in (*dataset.plan().lines(), *summary):
-        logger.info(line)
     schedule = make_noise_schedule(args.loss.zero_terminal_snr)
+    summary = run_setup.summary(network, trainable, length, seed, device.name, args.compute)
+    logger.info("what will be trained:\n%s", "\n".join((*dataset.plan().lines(), *summary)))
     return Run(args, rng, dataset, length, family, model, schedule, step, lr_at, saver)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-SIZES = ((192, 192), (256, 160), (160, 256), (224, 176))
+SIZES = ((192, 192), (256, 160), (208, 224), (240, 152))
 COLOURS = {"red": "#d8342c", "blue": "#2f5fd0", "green": "#2f9e44", "yellow": "#f2c230", "violet": "#8b4fc4"}
 GROUNDS = {"white": "#f6f4ef", "black": "#202024", "grey": "#9aa0a6"}
 SHAPES = ("circle", "square", "triangle")
