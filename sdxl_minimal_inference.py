@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, get_type_hints, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from library.data.prompt_syntax import line_to_prompt_dict
 from library.runs.samplers import SAMPLER_HELP, find_sampler
@@ -335,6 +335,7 @@ def main() -> None:
     """Parse the command line and draw; an error is one message and exit code 1."""
     args = build_parser().parse_args()
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings speak to its own developers; its errors are shown
     setup_logging(RunArgs())
     try:
         run(args)

@@ -180,6 +180,7 @@ def main() -> None:
     """Parse the command line and train; an error is one message and exit code 1."""
     args = parse_train_args()
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings speak to its own developers; its errors are shown
     setup_logging(args.run)
     for notice in args.notices:
         logger.info(notice)

@@ -52,12 +52,51 @@ class UpsampleInStrips(nn.Cell):
         return Tensor.from_numpy(conv_in_strips(hidden_states.asnumpy(), self.upsample.conv, _double, growth=2))
 
 
+class DownsampleInStrips(nn.Cell):
+    """mindone's Downsample2D (a zero row below, a zero column at the right, a convolution of stride 2), in strips."""
+
+    def __init__(self, downsample: nn.Cell) -> None:
+        super().__init__()
+        self.downsample = downsample
+
+    def construct(self, hidden_states: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C', H / 2, W / 2]."""
+        if not _is_large(hidden_states.shape):
+            return self.downsample(hidden_states)
+        x = hidden_states.asnumpy()
+        batch, channels, height, width = x.shape
+        rows = _rows(batch, channels, 2 * width)
+        # Three rows make one, so a strip takes one more than two per row; the zero row is read at the very end only.
+        ends = ((2 * first, 2 * (first + rows) + 1) for first in range(0, height // 2, rows))
+        strips = [self.downsample(_strip(x, first, last)).asnumpy() for first, last in ends]
+        return Tensor.from_numpy(np.concatenate(strips, axis=2))
+
+
+class ConvInStrips(nn.Cell):
+    """A 3 x 3 convolution of stride 1 with a padding of 1, in strips where its result is large."""
+
+    def __init__(self, conv: nn.Cell) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def construct(self, x_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C', H, W]."""
+        batch, _, height, width = x_BCHW.shape
+        if not _is_large((batch, self.conv.weight.shape[0], height, width)):
+            return self.conv(x_BCHW)
+        return Tensor.from_numpy(conv_in_strips(x_BCHW.asnumpy(), self.conv, lambda strip: strip))
+
+
 def use_strips(model: nn.Cell) -> None:
-    """Wrap the residual blocks and upsamplers of a mindone AutoencoderKL; load its weights before, not after."""
+    """Wrap the large layers of a mindone AutoencoderKL; load its weights before, not after."""
     encoder, decoder = model.encoder, model.decoder
+    encoder.conv_in = ConvInStrips(encoder.conv_in)
     for block in (*encoder.down_blocks, encoder.mid_block, *decoder.up_blocks, decoder.mid_block):
         for index, resnet in enumerate(block.resnets):
             block.resnets[index] = ResBlockInStrips(resnet)
+    for block in encoder.down_blocks:
+        if block.downsamplers is not None:
+            block.downsamplers[0] = DownsampleInStrips(block.downsamplers[0])
     for block in decoder.up_blocks:
         if block.upsamplers is not None:
             block.upsamplers[0] = UpsampleInStrips(block.upsamplers[0])

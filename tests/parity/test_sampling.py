@@ -65,8 +65,8 @@ def test_a_model_that_knows_the_picture_gives_the_picture(name: str, v_predictio
         answer(lambda x, sigma: picture, v_prediction), NOISE, name, steps, 3, v_prediction,
         lambda now, total: done.append((now, total)),
     )  # fmt: skip
-    # Float32 rounding, times sigma = 14.6 at the start; or the noise that is left by definition, at most 4 deviations.
-    limit = 4 * SIGMAS[0] if name in ENDS_AT_TIMESTEP_0 else 1e-4
+    # Float32 rounding, times sigma = 14.6 at the start; or the noise that is left by definition, within 5 deviations.
+    limit = 5 * SIGMAS[0] if name in ENDS_AT_TIMESTEP_0 else 1e-4
     assert np.abs(latents - picture).max() < limit
     total = done[-1][1]
     assert done == [(now, total) for now in range(total + 1)] and total >= steps
@@ -75,7 +75,7 @@ def test_a_model_that_knows_the_picture_gives_the_picture(name: str, v_predictio
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_deterministic_samplers_solve_the_equation(name: str) -> None:
     """d x / d sigma = (x - gaussian(x)) / sigma has the solution (x - mean) ~ sqrt(spread^2 + sigma^2)."""
-    start = float(np.asarray(make_scheduler(name, 2).init_noise_sigma))
+    start = float(np.asarray(make_scheduler(name, 10).init_noise_sigma))
     first = start if start > 1.5 else np.sqrt(1.0 + SIGMAS[-1] ** 2)  # the others start from latents of variance 1
     exact = MEAN + (NOISE * first - MEAN) * SPREAD / np.sqrt(SPREAD**2 + SIGMAS[-1] ** 2)
     errors = []

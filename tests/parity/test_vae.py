@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from library.device.device_utils import init_device
 from library.models import vae as vae_module
+from library.models import vae_strips
 from library.models.random_weights import random_weight
 from library.models.sdxl_spec import TINY_SDXL, VAE_PREFIX, checkpoint_shapes
 from library.models.vae import Vae, load_vae
@@ -16,6 +16,9 @@ from library.models.vae_keys import diffusers_vae_key, infer_vae_spec, original_
 
 TOLERANCE = 1e-4
 """Relative L2: float32 sums of a few thousand terms in another order differ by 1e-6 to 1e-5."""
+
+STRIP_TOLERANCE = 1e-5
+"""The same sums, perhaps in another order; a wrong row at a strip's edge shows as 1e-2."""
 
 CHECKPOINT_SEED = 1
 STAGES = 4
@@ -32,8 +35,7 @@ def relative_error(value: np.ndarray, expected: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, np.ndarray]:
-    init_device("CPU")
+def weights(device: None) -> dict[str, np.ndarray]:
     return tiny_vae_weights()
 
 
@@ -69,6 +71,20 @@ def test_attention_in_chunks_equals_attention_at_once(
 ) -> None:
     monkeypatch.setattr(vae_module, "_SCORES_AT_ONCE", 100 * 256)  # 256 tokens, 100 queries at a time
     assert relative_error(tiny_vae.decode(recorded["vae.latents"]), recorded["vae.decoded"]) < TOLERANCE
+
+
+def test_layers_in_strips_give_the_same(tiny_vae: Vae, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.uniform(-1, 1, (2, 3, 64, 48)).astype(np.float32)
+    latents = rng.standard_normal((1, 4, 8, 6)).astype(np.float32)
+    whole_mean, whole_decoded = tiny_vae.encode_moments(image)[0], tiny_vae.decode(latents)
+    calls = []
+    strip = vae_strips._strip
+    monkeypatch.setattr(vae_strips, "_strip", lambda *args: calls.append(args[1]) or strip(*args))
+    monkeypatch.setattr(vae_strips, "_WHOLE_BYTES", 100_000)  # the first layers' activations have 800 kB
+    assert relative_error(tiny_vae.encode_moments(image)[0], whole_mean) < STRIP_TOLERANCE
+    assert relative_error(tiny_vae.decode(latents), whole_decoded) < STRIP_TOLERANCE
+    assert len(calls) > 50  # it was done in strips
 
 
 def test_sample_is_mean_plus_deviation_times_noise() -> None:
