@@ -156,9 +156,9 @@ class _GatedGelu(nn.Cell):
 class _Attention(nn.Cell):
     """Scaled dot-product attention of heads that are 64 wide.
 
-    In the gradient of softmax the row's mean of d_p is taken over p itself. Equal in exact arithmetic would be the sum of
-    out * d_out, which is shorter; but what it rounds differently does not cancel, and queries and keys of nearly even
-    attention then have gradients that are off by up to 2e-3 (recording max_grad_norm).
+    In the gradient of softmax the row's mean of d_p is taken over p itself. Equal in exact arithmetic would be the sum
+    of out * d_out, which is shorter; but what it rounds differently does not cancel, and queries and keys of nearly
+    even attention then have gradients that are off by up to 2e-3 (recording max_grad_norm).
     """
 
     def __init__(self, causal: bool) -> None:

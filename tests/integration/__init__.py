@@ -1,0 +1,1 @@
+"""The real commands on the tiny model."""
