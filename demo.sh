@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # From nothing to a picture: a tiny SDXL, a small picture set, a LoRA trained on it, and the same prompt and seed drawn
-# without and with it. Everything is written below demo_output/. Environment: DEMO_STEPS (60), MINDSPORE (2.7.1).
+# without and with it. Everything is written below demo_output/. Environment: DEMO_STEPS (40), MINDSPORE (2.7.1).
 set -euo pipefail
 cd "$(dirname "$0")"
 tools/setup_venv.sh requirements.txt
 python=.venv/bin/python
 out=demo_output
-steps=${DEMO_STEPS:-60}
+steps=${DEMO_STEPS:-40}
 prompt="flatshape, red circle, white background, simple drawing"
 mkdir -p "$out"
 
@@ -23,7 +23,7 @@ $python sdxl_train_network.py \
 
 echo "== 3. the same prompt and seed, without and with the LoRA"
 draw() { $python sdxl_minimal_inference.py --ckpt_path "$out/tiny_sdxl.safetensors" --prompt "$prompt" --W 128 --H 128 \
-    --steps 20 --guidance_scale 5 --seed 7 "$@"; }
+    --steps 12 --guidance_scale 5 --seed 7 "$@"; }
 draw --output_dir "$out/without_lora"
 draw --output_dir "$out/with_lora" --lora_weights "$out/lora/demo.safetensors;1.0"
 $python -m tools.side_by_side --output "$out/side_by_side.png" "without LoRA=$out/without_lora" "with LoRA=$out/with_lora"
