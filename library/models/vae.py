@@ -69,7 +69,7 @@ class Vae:
     def decode(self, latents_BCHW: np.ndarray | Tensor) -> np.ndarray:
         """Images [B, C, 8 H, 8 W], about [-1, 1] and not clipped, of latents that are not scaled.
 
-        One picture at a time: at 1024 px a picture needs about 5 GB.
+        One picture at a time, which bounds the memory.
         """
         latents = _tensor(latents_BCHW)
         return np.concatenate([self._model.decode(latents[i : i + 1])[0].asnumpy() for i in range(latents.shape[0])])
