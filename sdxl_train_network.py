@@ -169,9 +169,10 @@ def prepare(args: TrainArgs) -> Run:
         accumulation_steps=args.optimizer.gradient_accumulation_steps,
         compiled=compiled,
         block_keys=run_setup.dropout_keys(trainable, rng),
+        keep=args.compute.kept_share,
     )
     schedule = make_noise_schedule(args.loss.zero_terminal_snr)
-    summary = run_setup.summary(network, trainable, length, seed, device.name, args.compute)
+    summary = run_setup.summary(network, trainable, length, seed, device.name)
     logger.info("what will be trained:\n%s", "\n".join((*dataset.plan().lines(), *summary)))
     return Run(args, rng, dataset, length, family, model, schedule, step, lr_at, saver)
 

@@ -1,6 +1,7 @@
-"""Make a tiny SDXL checkpoint: all keys of the real one, small shapes, weights drawn from a seed.
+"""Make an SDXL checkpoint with weights drawn from a seed: all keys of the real one, small shapes or its own.
 
 python tools/make_tiny_sdxl.py --seed 1 --output tiny_sdxl.safetensors [--dtype float16]
+python tools/make_tiny_sdxl.py --seed 1 --output full_sdxl.safetensors --full       (6.9 GB, a few minutes)
 """
 
 import argparse
@@ -17,16 +18,22 @@ from library.files.safetensors_header import TensorSpec, file_order
 from library.files.safetensors_utils import save_stream
 from library.files.whole_file import ensure_writable
 from library.models.random_weights import tiny_weights
-from library.models.sdxl_spec import TINY_SDXL, Shape, checkpoint_shapes
+from library.models.sdxl_spec import FULL_SDXL, TINY_SDXL, SdxlConfig, Shape, checkpoint_shapes
 
 logger = logging.getLogger(__name__)
 
 FORMATS = MappingProxyType({"float32": "F32", "float16": "F16"})
 
 
-def make_tiny_sdxl(output: Path, seed: int, dtype: str = "float32", manifest: Path | None = None) -> None:
+def make_tiny_sdxl(
+    output: Path,
+    seed: int,
+    dtype: str = "float32",
+    manifest: Path | None = None,
+    config: SdxlConfig = TINY_SDXL,
+) -> None:
     """Write the checkpoint, tensor by tensor. The same arguments give the same bytes. Raises ValueError."""
-    shapes = checkpoint_shapes(TINY_SDXL) if manifest is None else read_manifest(manifest)
+    shapes = checkpoint_shapes(config) if manifest is None else read_manifest(manifest)
     specs = {name: TensorSpec(FORMATS[dtype], shape) for name, shape in shapes.items()}
     size = sum(spec.size for spec in specs.values())
     ensure_writable(output.parent, size)
@@ -52,17 +59,23 @@ def _is_shape(value: object) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Make a tiny SDXL checkpoint with all keys of the real one.")
+    parser = argparse.ArgumentParser(description="Make an SDXL checkpoint with weights drawn from a seed.")
     parser.add_argument("--seed", type=int, required=True, help="seed of the weights, from 0")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--dtype", choices=tuple(FORMATS), default="float32", help="number format of the file")
-    parser.add_argument("--manifest", type=Path, help="JSON file of key -> shape, instead of the tiny SDXL's own")
+    parser.add_argument(
+        "--dtype", choices=tuple(FORMATS), help="number format of the file; unset: float32, with --full float16"
+    )
+    shapes = parser.add_mutually_exclusive_group()
+    shapes.add_argument("--full", action="store_true", help="the shapes of SDXL base 1.0 instead of small ones")
+    shapes.add_argument("--manifest", type=Path, help="JSON file of key -> shape, instead of the tiny SDXL's own")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         if args.seed < 0:
             raise ValueError(f"--seed {args.seed}: it must be 0 or more")
-        make_tiny_sdxl(args.output, args.seed, args.dtype, args.manifest)
+        config = FULL_SDXL if args.full else TINY_SDXL
+        dtype = args.dtype or ("float16" if args.full else "float32")
+        make_tiny_sdxl(args.output, args.seed, dtype, args.manifest, config)
     except ValueError as error:
         logger.error("error: %s", error)
         return 1

@@ -85,6 +85,7 @@ def set_up(recording: Recording, args: TrainArgs, compiled: bool) -> Replay:
         max_grad_norm=args.optimizer.max_grad_norm,
         accumulation_steps=args.optimizer.gradient_accumulation_steps,
         compiled=compiled,
+        keep=args.compute.kept_share,
     )
     return Replay(recording, args, base, network, step, lr_at)
 

@@ -44,6 +44,7 @@ def init_device(requested: str, flash_attn: bool = False, mixed_precision: str =
     ms.set_context(mode=ms.PYNATIVE_MODE, device_target=name, pynative_synchronize=name == "CPU")
     version = tuple(int(part) for part in ms.__version__.split(".")[:2])
     kernels.UNFOLD_CONV = name == "CPU" and version >= _UNFOLD_FROM
+    kernels.EXPLICIT_BROADCAST = name == "CPU"
     kernels.FLASH_ATTENTION = flash_attn and name == "Ascend"
     if name == "CPU":
         mint_cpu.install()

@@ -3,8 +3,8 @@
 Everything here is a pure function of tensors and is read by the graph compiler, so it keeps to plain operations.
 Shapes: B batch, C channels, H W pixels, T tokens, D width, N heads.
 
-The two module constants below are the only place where devices differ; ``device_utils.init_device`` sets them
-before anything is compiled.
+The module constants below are the only place where devices differ; ``device_utils.init_device`` sets them before
+anything is compiled.
 """
 
 import math
@@ -16,6 +16,10 @@ from mindspore import dtype as mstype
 UNFOLD_CONV = False
 """Lower k x k convolutions to unfold + matmul: MindSpore 2.10's CPU convolution is 150 times slower than 2.7's."""
 
+EXPLICIT_BROADCAST = False
+"""Repeat columns by a product with ones: MindSpore's CPU kernels broadcast through an index table of 16 bytes per
+value, which they keep for good, and take three times as long."""
+
 FLASH_ATTENTION = False
 """Use Ascend's fused attention; it needs half precision and exists on no other device."""
 
@@ -25,11 +29,15 @@ LAYER_NORM_EPS = 1e-5
 _HEAD_SCALE = 1.0 / math.sqrt(HEAD_WIDTH)
 _INV_SQRT2 = 1.0 / math.sqrt(2.0)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
+MAX_SCORES = 1 << 24
+"""Attention scores that are computed at once; 64 MB in float32."""
 _MASKED = -1e9
 """Added to the score of a later token; finite, so that a row never turns into NaN."""
 
 
-_MATMUL_NT = ops.MatMul(transpose_b=True)
+_ROW_MEAN, _ROW_SUM = ops.ReduceMean(keep_dims=True), ops.ReduceSum(keep_dims=True)
+_MATMUL_NN, _MATMUL_NT = ops.MatMul(), ops.MatMul(transpose_b=True)
+_CONCAT_TOKENS = ops.Concat(2)
 _BATCH_NN, _BATCH_NT, _BATCH_TN = (
     ops.BatchMatMul(),
     ops.BatchMatMul(transpose_b=True),
@@ -44,39 +52,29 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     rows = _MATMUL_NT(x.reshape(-1, x.shape[-1]), weight)
     if bias is not None:
-        rows = rows + bias
+        rows = ops.bias_add(rows, bias)
     return rows.reshape(x.shape[:-1] + (weight.shape[0],))
 
 
 def conv2d(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
     """Square convolution with zero padding; weight [out, in, k, k]; the result is [B, out, H', W']."""
-    kernel = weight.shape[2]
-    if kernel == 1 and stride == 1:
-        return _pointwise(x_BCHW, weight, bias)
     if UNFOLD_CONV:
-        return _conv2d_unfolded(x_BCHW, weight, bias, stride, padding)
-    if padding == 0:
+        y = _conv2d_unfolded(x_BCHW, weight, stride, padding)
+    elif padding == 0:
         y = ops.conv2d(x_BCHW, weight, None, stride, "valid")
     else:
         y = ops.conv2d(x_BCHW, weight, None, stride, "pad", padding)
-    return y if bias is None else y + bias.reshape(1, -1, 1, 1)
+    return y if bias is None else ops.bias_add(y, bias)
 
 
-def _pointwise(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _conv2d_unfolded(x_BCHW: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     batch, channels, height, width = x_BCHW.shape
-    y = ops.matmul(weight.reshape(-1, channels), x_BCHW.reshape(batch, channels, height * width))
-    if bias is not None:
-        y = y + bias.reshape(1, -1, 1)
-    return y.reshape(batch, -1, height, width)
-
-
-def _conv2d_unfolded(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-    batch, _, height, width = x_BCHW.shape
     out_channels, kernel = weight.shape[0], weight.shape[2]
-    columns = ops.unfold(x_BCHW, kernel, 1, padding, stride)
+    if kernel == 1 and stride == 1:
+        columns = x_BCHW.reshape(batch, channels, height * width)
+    else:
+        columns = ops.unfold(x_BCHW, kernel, 1, padding, stride)
     y = ops.matmul(weight.reshape(out_channels, -1), columns)
-    if bias is not None:
-        y = y + bias.reshape(1, -1, 1)
     out_height = (height + 2 * padding - kernel) // stride + 1
     out_width = (width + 2 * padding - kernel) // stride + 1
     return y.reshape(batch, out_channels, out_height, out_width)
@@ -91,24 +89,21 @@ class _GroupNorm(nn.Cell):
 
     def construct(self, x, weight, bias):  # type: ignore[no-untyped-def]
         batch, channels, height, width = x.shape
-        normed, _ = self._normed(x)
-        y = normed.reshape(batch, channels, -1) * weight.reshape(1, -1, 1) + bias.reshape(1, -1, 1)
-        return y.reshape(batch, channels, height, width).astype(x.dtype)
+        centred, scale = _centre(x.astype(mstype.float32).reshape(batch * GROUPS, -1), self.eps)
+        y = centred.reshape(batch * channels, -1) * _columns(self._gain(scale, weight, batch), height * width)
+        return ops.bias_add(y.reshape(x.shape), bias.astype(mstype.float32)).astype(x.dtype)
 
     def bprop(self, x, weight, bias, out, d_out):  # type: ignore[no-untyped-def]
         batch, channels, height, width = x.shape
-        normed, scale = self._normed(x)
-        d = d_out.astype(mstype.float32).reshape(batch, channels, -1) * weight.reshape(1, -1, 1)
-        d = d.reshape(batch, GROUPS, -1)
-        d = (d - d.mean(-1, True) - normed * (d * normed).mean(-1, True)) * scale
-        d = d.reshape(batch, channels, height, width).astype(x.dtype)
-        return d, ops.zeros_like(weight), ops.zeros_like(bias)
+        centred, scale = _centre(x.astype(mstype.float32).reshape(batch * GROUPS, -1), self.eps)
+        d = d_out.astype(mstype.float32).reshape(batch * channels, -1)
+        d = d * _columns(self._gain(scale, weight, batch), height * width)
+        d = _norm_gradient(d.reshape(batch * GROUPS, -1), centred, scale)
+        return d.reshape(x.shape).astype(x.dtype), ops.zeros_like(weight), ops.zeros_like(bias)
 
-    def _normed(self, x):  # type: ignore[no-untyped-def]
-        grouped = x.astype(mstype.float32).reshape(x.shape[0], GROUPS, -1)
-        centred = grouped - grouped.mean(-1, True)
-        scale = ops.rsqrt((centred * centred).mean(-1, True) + self.eps)
-        return centred * scale, scale
+    def _gain(self, scale, weight, batch):  # type: ignore[no-untyped-def]
+        """What each channel of each image is multiplied by: [B C, 1]."""
+        return (scale.reshape(batch, GROUPS, 1) * weight.reshape(1, GROUPS, -1)).reshape(-1, 1)
 
 
 class _LayerNorm(nn.Cell):
@@ -118,20 +113,45 @@ class _LayerNorm(nn.Cell):
         super().__init__(auto_prefix=False)
 
     def construct(self, x, weight, bias):  # type: ignore[no-untyped-def]
-        normed, _ = self._normed(x)
-        return (normed * weight + bias).astype(x.dtype)
+        centred, scale = _centre(x.astype(mstype.float32).reshape(-1, x.shape[-1]), LAYER_NORM_EPS)
+        y = ops.bias_add(centred * _outer(scale, weight), bias.astype(mstype.float32))
+        return y.reshape(x.shape).astype(x.dtype)
 
     def bprop(self, x, weight, bias, out, d_out):  # type: ignore[no-untyped-def]
-        normed, scale = self._normed(x)
-        d = d_out.astype(mstype.float32) * weight
-        d = (d - d.mean(-1, True) - normed * (d * normed).mean(-1, True)) * scale
-        return d.astype(x.dtype), ops.zeros_like(weight), ops.zeros_like(bias)
+        centred, scale = _centre(x.astype(mstype.float32).reshape(-1, x.shape[-1]), LAYER_NORM_EPS)
+        d = d_out.astype(mstype.float32).reshape(-1, x.shape[-1]) * _outer(scale, weight)
+        d = _norm_gradient(d, centred, scale)
+        return d.reshape(x.shape).astype(x.dtype), ops.zeros_like(weight), ops.zeros_like(bias)
 
-    def _normed(self, x):  # type: ignore[no-untyped-def]
-        wide = x.astype(mstype.float32)
-        centred = wide - wide.mean(-1, True)
-        scale = ops.rsqrt((centred * centred).mean(-1, True) + LAYER_NORM_EPS)
-        return centred * scale, scale
+
+def _centre(rows: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Rows less their means, and one over each row's standard deviation as a column."""
+    centred = rows - _columns(_ROW_MEAN(rows, -1), rows.shape[1])
+    return centred, ops.rsqrt(_ROW_MEAN(centred * centred, -1) + eps)
+
+
+def _norm_gradient(d_scaled: Tensor, centred: Tensor, scale: Tensor) -> Tensor:
+    """Gradient of normalised rows, from the output's gradient times weight and scale.
+
+    With n = centred * scale and g the gradient with respect to n, it is scale * (g - mean(g) - n * mean(g * n)).
+    """
+    width = centred.shape[1]
+    along = _ROW_MEAN(d_scaled * centred, -1) * (scale * scale)
+    return d_scaled - _columns(_ROW_MEAN(d_scaled, -1), width) - centred * _columns(along, width)
+
+
+def _columns(column_R1: Tensor, width: int) -> Tensor:
+    """A column in the place of a matrix [R, width] whose columns are all equal."""
+    if EXPLICIT_BROADCAST:
+        return _MATMUL_NN(column_R1, ops.ones((1, width), column_R1.dtype))
+    return column_R1
+
+
+def _outer(column_R1: Tensor, row_D: Tensor) -> Tensor:
+    """Outer product [R, D]."""
+    if EXPLICIT_BROADCAST:
+        return _MATMUL_NN(column_R1, row_D.reshape(1, -1))
+    return column_R1 * row_D
 
 
 class _GatedGelu(nn.Cell):
@@ -156,9 +176,13 @@ class _GatedGelu(nn.Cell):
 class _Attention(nn.Cell):
     """Scaled dot-product attention of heads that are 64 wide.
 
-    In the gradient of softmax the row's mean of d_p is taken over p itself. Equal in exact arithmetic would be the sum
-    of out * d_out, which is shorter; but what it rounds differently does not cancel, and queries and keys of nearly
-    even attention then have gradients that are off by up to 2e-3 (recording max_grad_norm).
+    Where attention is nearly even, the gradients of queries and keys are small differences of large numbers. They do
+    not depend on what all keys or all values have in common, so that is taken off before it can be rounded; and the
+    row's mean of d_p is taken over p itself, not from the shorter sum of out * d_out, whose rounding does not cancel.
+    Without the two, recorded gradient norms were off by up to 2e-3 (max_grad_norm, min_snr_gamma).
+
+    Queries are taken in chunks where the scores would take much memory; ``ops.depend`` makes a chunk wait for the one
+    before, else the runtime computes all of them side by side.
     """
 
     def __init__(self, causal: bool) -> None:
@@ -167,16 +191,38 @@ class _Attention(nn.Cell):
 
     def construct(self, q, k, v):  # type: ignore[no-untyped-def]
         q, k, v = _split_heads(q), _split_heads(k), _split_heads(v)
-        return _join_heads(_BATCH_NN(self._weights(q, k), v))
+        chunks = self._chunks(q, k)
+        if chunks == 1:
+            return _join_heads(_BATCH_NN(self._weights(q, k), v))
+        length = q.shape[2] // chunks
+        parts = (_BATCH_NN(self._weights(q[:, :, :length], k), v),)
+        for i in range(1, chunks):
+            queries = ops.depend(q[:, :, i * length : (i + 1) * length], parts[i - 1])
+            parts = parts + (_BATCH_NN(self._weights(queries, k), v),)
+        return _join_heads(_CONCAT_TOKENS(parts))
 
     def bprop(self, q, k, v, out, d_out):  # type: ignore[no-untyped-def]
-        q, k, v = _split_heads(q), _split_heads(k), _split_heads(v)
+        q, k, v, d_out = _split_heads(q), _split_heads(k), _split_heads(v), _split_heads(d_out)
+        keys, values = _less_common(k), _less_common(v)
+        chunks = self._chunks(q, k)
+        length = q.shape[2] // chunks
+        d_q, d_k, d_v = self._gradient(q[:, :, :length], k, keys, values, d_out[:, :, :length])
+        parts = (d_q,)
+        for i in range(1, chunks):
+            rows = slice(i * length, (i + 1) * length)
+            before = (d_q, d_k, d_v)
+            queries, d_rows = ops.depend(q[:, :, rows], before), ops.depend(d_out[:, :, rows], before)
+            d_q, more_k, more_v = self._gradient(queries, k, keys, values, d_rows)
+            parts, d_k, d_v = parts + (d_q,), d_k + more_k, d_v + more_v
+        if chunks > 1:
+            d_q = _CONCAT_TOKENS(parts)
+        return _join_heads(d_q), _join_heads(d_k), _join_heads(d_v)
+
+    def _gradient(self, q, k, keys, values, d_out):  # type: ignore[no-untyped-def]
         p = self._weights(q, k)
-        d_out = _split_heads(d_out)
-        d_p = _BATCH_NT(d_out, v)
-        d_scores = p * (d_p - (p * d_p).sum(-1, keepdims=True)) * _HEAD_SCALE
-        d_v = _BATCH_TN(p, d_out)
-        return _join_heads(_BATCH_NN(d_scores, k)), _join_heads(_BATCH_TN(d_scores, q)), _join_heads(d_v)
+        d_p = _BATCH_NT(d_out, values)
+        d_scores = _softmax_gradient(p.reshape(-1, p.shape[-1]), d_p.reshape(-1, p.shape[-1])).reshape(p.shape)
+        return _BATCH_NN(d_scores, keys) * _HEAD_SCALE, _BATCH_TN(d_scores, q) * _HEAD_SCALE, _BATCH_TN(p, d_out)
 
     def _weights(self, q, k):  # type: ignore[no-untyped-def]
         scores = _BATCH_NT(q * _HEAD_SCALE, k).astype(mstype.float32)
@@ -184,6 +230,42 @@ class _Attention(nn.Cell):
             tokens = q.shape[2]
             scores = scores + (1.0 - ops.tril(ops.ones((tokens, tokens), mstype.float32))) * _MASKED
         return ops.softmax(scores, -1).astype(q.dtype)
+
+    def _chunks(self, q, k):  # type: ignore[no-untyped-def]
+        """Into how many equal parts the queries are cut."""
+        if self.causal:
+            return 1
+        batch, heads, tokens, _ = q.shape
+        chunks = 1
+        while batch * heads * tokens * k.shape[2] > chunks * MAX_SCORES and tokens % (2 * chunks) == 0:
+            chunks = 2 * chunks
+        return chunks
+
+
+def _less_common(x_BNSH: Tensor) -> Tensor:
+    """Each head's tokens less their mean."""
+    mean = _ROW_MEAN(x_BNSH, 2)
+    if EXPLICIT_BROADCAST:
+        mean = _BATCH_NN(ops.ones(x_BNSH.shape[:3] + (1,), x_BNSH.dtype), mean)
+    return x_BNSH - mean
+
+
+def _softmax_gradient(p: Tensor, d_p: Tensor) -> Tensor:
+    """Gradient of softmax's input, rows of p being its output; see ``_Attention`` for the order of operations."""
+    return p * (d_p - _columns(_ROW_SUM(p * d_p, -1), p.shape[-1]))
+
+
+class _Known(nn.Cell):
+    """A value that was computed before, in the place of its computation; the gradient goes to the computation."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_prefix=False)
+
+    def construct(self, computed, value):  # type: ignore[no-untyped-def]
+        return value
+
+    def bprop(self, computed, value, out, d_out):  # type: ignore[no-untyped-def]
+        return d_out, ops.zeros_like(value)
 
 
 class _SplitFlat(nn.Cell):
@@ -225,13 +307,18 @@ def _join_heads(x_BNTH: Tensor) -> Tensor:
 
 _GROUP_NORMS = {eps: _GroupNorm(eps) for eps in (1e-5, 1e-6)}
 _LAYER_NORM = _LayerNorm()
-_GATED_GELU = _GatedGelu()
+_GATED_GELU, _KNOWN = _GatedGelu(), _Known()
 _ATTENTION, _CAUSAL_ATTENTION = _Attention(causal=False), _Attention(causal=True)
 
 
 def make_split(shapes: tuple[tuple[int, ...], ...]) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """A function that cuts a flat vector into tensors of these shapes."""
     return _SplitFlat(shapes)
+
+
+def known(computed: Tensor, value: Tensor) -> Tensor:
+    """``value`` in the place of ``computed``, which is then not computed; gradients are those of ``computed``."""
+    return _KNOWN(computed, value)
 
 
 def group_norm(x_BCHW: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -283,6 +370,13 @@ def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = q.astype(mstype.bfloat16), k.astype(mstype.bfloat16), v.astype(mstype.bfloat16)
     heads = q.shape[-1] // HEAD_WIDTH
     return ops.flash_attention_score(q, k, v, heads, scalar_value=_HEAD_SCALE, input_layout="BSH").astype(dtype)
+
+
+def add_to_channels(x_BCHW: Tensor, shift_BC: Tensor) -> Tensor:
+    """Add a number of its own to each channel of each image."""
+    batch, channels, height, width = x_BCHW.shape
+    flat = ops.bias_add(x_BCHW.reshape(1, batch * channels, height, width), shift_BC.reshape(-1))
+    return flat.reshape(x_BCHW.shape)
 
 
 def upsample_nearest_2x(x_BCHW: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from library.device import kernels
-from library.models.block import Block, layer_norm, linear, make_block
+from library.models.block import Block, causal_attention, layer_norm, linear, make_block
 from library.models.unet import Run
 
 END_OF_TEXT = 49407
@@ -24,26 +24,34 @@ def embed_tokens(ids_BT: Tensor, parts: tuple) -> Tensor:
     return tokens + weights["position_embedding.weight"]
 
 
-def clip_layer_quick_gelu(x_BTD: Tensor, parts: tuple) -> Tensor:
-    """A transformer layer of CLIP-L."""
-    h = x_BTD + _self_attention(layer_norm(x_BTD, "layer_norm1", parts), parts)
+def clip_layer_quick_gelu(x_BTD: Tensor, parts: tuple) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A transformer layer of CLIP-L; keeps all products."""
+    a, kept = _self_attention(layer_norm(x_BTD, "layer_norm1", parts), parts)
+    h = x_BTD + a
     inner = linear(layer_norm(h, "layer_norm2", parts), "mlp.fc1", parts)
-    return h + linear(kernels.quick_gelu(inner), "mlp.fc2", parts)
+    return h + linear(kernels.quick_gelu(inner), "mlp.fc2", parts), (*kept, inner)
 
 
-def clip_layer_gelu(x_BTD: Tensor, parts: tuple) -> Tensor:
-    """A transformer layer of OpenCLIP bigG."""
-    h = x_BTD + _self_attention(layer_norm(x_BTD, "layer_norm1", parts), parts)
+def clip_layer_gelu(x_BTD: Tensor, parts: tuple) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A transformer layer of OpenCLIP bigG; keeps all products."""
+    a, kept = _self_attention(layer_norm(x_BTD, "layer_norm1", parts), parts)
+    h = x_BTD + a
     inner = linear(layer_norm(h, "layer_norm2", parts), "mlp.fc1", parts)
-    return h + linear(kernels.gelu(inner), "mlp.fc2", parts)
+    return h + linear(kernels.gelu(inner), "mlp.fc2", parts), (*kept, inner)
 
 
-def _self_attention(x_BTD: Tensor, parts: tuple) -> Tensor:
+def _self_attention(x_BTD: Tensor, parts: tuple) -> tuple[Tensor, tuple[Tensor, ...]]:
     q = linear(x_BTD, "self_attn.q_proj", parts)
     k = linear(x_BTD, "self_attn.k_proj", parts)
     v = linear(x_BTD, "self_attn.v_proj", parts)
-    y = kernels.causal_attention(q, k, v)
-    return linear(y, "self_attn.out_proj", parts)
+    a = causal_attention(q, k, v, "self_attn", parts)
+    y = linear(a, "self_attn.out_proj", parts)
+    return y, (q, k, v, a, y)
+
+
+CLIP_LAYER_KEPT = tuple(f"self_attn{layer}" for layer in (".q_proj", ".k_proj", ".v_proj", "", ".out_proj")) + (
+    "mlp.fc1",
+)
 
 
 def pool_and_project(hidden_BTD: Tensor, position_BT: Tensor, parts: tuple) -> Tensor:
@@ -96,7 +104,7 @@ def infer_clip_text_spec(part: str, shapes: Mapping[str, tuple[int, ...]], poole
     )
     return ClipTextSpec(
         embed=replace(embed, names=tuple(n for n in embed.names if not n.startswith("position_ids"))),
-        layers=tuple(make_block(part, function, f"{root}{i}.", shapes, 1) for i in range(count)),
+        layers=tuple(make_block(part, function, f"{root}{i}.", shapes, 1, CLIP_LAYER_KEPT) for i in range(count)),
         pool=pool if pooled else None,
     )
 

@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -46,11 +47,18 @@ class Program:
 
     forward: Callable[..., Tensor]
     """(*inputs, theta, key, *frozen) -> output."""
+    forward_and_keep: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+    """The same, and what the block keeps for its gradient."""
+    keeps: bool
+    """Whether the block keeps anything."""
     _make_vjp: Callable[[tuple[int, ...]], Callable[..., tuple[Tensor, ...]]]
     _vjps: dict[tuple[int, ...], Callable[..., tuple[Tensor, ...]]] = field(default_factory=dict)
 
     def vjp(self, wanted: tuple[int, ...]) -> Callable[..., tuple[Tensor, ...]]:
-        """(*inputs, theta, key, frozen, d_output) -> (d_input for each wanted index, ..., d_theta)."""
+        """(*inputs, theta, key, frozen, kept, d_output) -> (d_input for each wanted index, ..., d_theta).
+
+        ``kept`` is what the forward pass kept; where it is empty, everything is computed again.
+        """
         if wanted not in self._vjps:
             self._vjps[wanted] = self._make_vjp(wanted)
         return self._vjps[wanted]
@@ -58,9 +66,10 @@ class Program:
 
 @functools.cache
 def program(
-    function: Callable[..., Tensor],
+    function: Callable[..., Any],
     names: tuple[str, ...],
     arity: int,
+    kept_names: tuple[str, ...],
     adapters: tuple[AdapterEntry, ...],
     compiled: bool,
 ) -> Program:
@@ -70,31 +79,42 @@ def program(
         function: the block function.
         names: local names of the frozen weights.
         arity: number of inputs.
+        kept_names: what the function returns behind its output.
         adapters: the block's adapters, in the order in which the flat vector holds them.
         compiled: compile to graphs; False runs operation by operation, for debugging.
     """
     slots = slots_of(adapters)
     applies = {layer: adapter.build(layer, salt) for salt, (layer, adapter) in enumerate(adapters)}
-    forward = _make_forward(function, names, slots, applies)
+    forward = _make_forward(function, names, kept_names, slots, applies)
 
     def run(*arguments):  # type: ignore[no-untyped-def]  # read by the graph compiler
-        return forward(arguments[:arity], arguments[arity], arguments[arity + 1], arguments[arity + 2 :])
+        return forward(arguments[:arity], arguments[arity], arguments[arity + 1], arguments[arity + 2 :], ())[0]
+
+    def run_and_keep(*arguments):  # type: ignore[no-untyped-def]  # read by the graph compiler
+        return forward(arguments[:arity], arguments[arity], arguments[arity + 1], arguments[arity + 2 :], ())
 
     def make_vjp(wanted: tuple[int, ...]) -> Callable[..., tuple[Tensor, ...]]:
         vjp = _make_vjp(_OF_ARITY[arity](forward), arity, wanted)
         return ms.jit(vjp) if compiled else vjp
 
-    return Program(ms.jit(run) if compiled else run, make_vjp)
+    if compiled:
+        return Program(ms.jit(run), ms.jit(run_and_keep), bool(kept_names), make_vjp)
+    return Program(run, run_and_keep, bool(kept_names), make_vjp)
 
 
 def _make_forward(
-    function: Callable[..., Tensor], names: tuple[str, ...], slots: tuple[Slot, ...], applies: Mapping[str, Callable]
-) -> Callable[..., Tensor]:
-    """(inputs, theta, key, frozen) -> output, for use inside a graph."""
+    function: Callable[..., Any],
+    names: tuple[str, ...],
+    kept_names: tuple[str, ...],
+    slots: tuple[Slot, ...],
+    applies: Mapping[str, Callable],
+) -> Callable[..., tuple[Tensor, tuple[Tensor, ...]]]:
+    """(inputs, theta, key, frozen, kept) -> (output, what to keep), for use inside a graph."""
     slot_names = tuple(slot.name for slot in slots)
     split = kernels.make_split(tuple(slot.shape for slot in slots))
+    returns_kept = bool(kept_names)
 
-    def forward(inputs, theta, key, frozen):  # type: ignore[no-untyped-def]  # read by the graph compiler
+    def forward(inputs, theta, key, frozen, kept):  # type: ignore[no-untyped-def]  # read by the graph compiler
         weights = {}
         for i in range(len(names)):
             weights[names[i]] = frozen[i]
@@ -102,7 +122,13 @@ def _make_forward(
             pieces = split(theta)
             for i in range(len(slot_names)):
                 weights[slot_names[i]] = pieces[i]
-        return function(*inputs, (weights, applies, key))
+        known = {}
+        for i in range(len(kept)):
+            known[kept_names[i]] = kept[i]
+        result = function(*inputs, (weights, applies, key, known))
+        if returns_kept:
+            return result
+        return result, ()
 
     return forward
 
@@ -111,22 +137,22 @@ def _make_forward(
 # plain tuple argument would be compiled into the graph as constants: the frozen weights are spread out in the forward
 # pass, and are a tuple marked mutable where the graph differentiates.
 def _one(forward):  # type: ignore[no-untyped-def]
-    def call(x, theta, key, frozen):  # type: ignore[no-untyped-def]
-        return forward((x,), theta, key, frozen)
+    def call(x, theta, key, frozen, kept):  # type: ignore[no-untyped-def]
+        return forward((x,), theta, key, frozen, kept)[0]
 
     return call
 
 
 def _two(forward):  # type: ignore[no-untyped-def]
-    def call(x, y, theta, key, frozen):  # type: ignore[no-untyped-def]
-        return forward((x, y), theta, key, frozen)
+    def call(x, y, theta, key, frozen, kept):  # type: ignore[no-untyped-def]
+        return forward((x, y), theta, key, frozen, kept)[0]
 
     return call
 
 
 def _three(forward):  # type: ignore[no-untyped-def]
-    def call(x, y, z, theta, key, frozen):  # type: ignore[no-untyped-def]
-        return forward((x, y, z), theta, key, frozen)
+    def call(x, y, z, theta, key, frozen, kept):  # type: ignore[no-untyped-def]
+        return forward((x, y, z), theta, key, frozen, kept)[0]
 
     return call
 
@@ -173,7 +199,7 @@ def bind(
     compiled: bool = True,
 ) -> BoundBlock:
     """Choose a block's program and collect its weights out of those of all parts (part -> key -> tensor)."""
-    chosen = program(block.function, block.names, block.arity, adapters, compiled)
+    chosen = program(block.function, block.names, block.arity, block.kept, adapters, compiled)
     frozen = block.frozen(weights[block.part]) if block.names else ()
     return BoundBlock(chosen, frozen, ms.mutable(frozen) if frozen else (), segment)
 
@@ -205,6 +231,11 @@ class Forward:
             return self.no_theta, self.no_key
         key = self.no_key if self.keys is None else self.keys[bound.segment]
         return self.segments[bound.segment], key
+
+    def forward_and_keep(self, bound: BoundBlock, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Apply one block; its output, and what it keeps for its gradient."""
+        output, kept = bound.program.forward_and_keep(*inputs, *self.theta_and_key(bound), *bound.frozen)
+        return output, ms.mutable(tuple(kept))
 
     def __call__(self, block: Block, *inputs: Tensor) -> Tensor:
         """Apply one block."""

@@ -13,12 +13,17 @@ from mindspore import Tensor, ops
 from mindspore import dtype as mstype
 
 from library.device import kernels
-from library.models.block import Block, conv, group_norm, layer_norm, linear, make_block
+from library.models.block import Block, attention, conv, group_norm, layer_norm, linear, make_block
 
 PART = "unet"
 RESNET_EPS = 1e-5
 TRANSFORMER_NORM_EPS = 1e-6
 SINUSOID_PERIOD = 10000.0
+
+RES_BLOCK_KEPT = ("in_layers.2",)
+TRANSFORMER_BLOCK_KEPT = tuple(
+    f"{attention}{layer}" for attention in ("attn1", "attn2") for layer in (".to_q", ".to_k", ".to_v", "", ".to_out.0")
+) + ("ff.net.0.proj",)
 
 Run = Callable[..., Tensor]
 """How a block is applied: run(block, *inputs) -> output. The caller decides on adapters and gradients."""
@@ -39,20 +44,22 @@ def conv_in(x_BCHW: Tensor, parts: tuple) -> Tensor:
     return conv(x_BCHW.astype(parts[0]["0.weight"].dtype), "0", 1, 1, parts)
 
 
-def res_block(x_BCHW: Tensor, emb_BE: Tensor, parts: tuple) -> Tensor:
-    """Two convolutions with the embedding added between, and a shortcut."""
+def res_block(x_BCHW: Tensor, emb_BE: Tensor, parts: tuple) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Two convolutions with the embedding added between, and a shortcut; keeps the first one's result."""
     h = kernels.silu(group_norm(x_BCHW, "in_layers.0", RESNET_EPS, parts))
-    h = conv(h, "in_layers.2", 1, 1, parts)
+    kept = conv(h, "in_layers.2", 1, 1, parts)
     shift_BC = linear(kernels.silu(emb_BE), "emb_layers.1", parts)
-    h = h + shift_BC.reshape(shift_BC.shape[0], -1, 1, 1)
+    h = kernels.add_to_channels(kept, shift_BC)
     h = kernels.silu(group_norm(h, "out_layers.0", RESNET_EPS, parts))
     h = conv(h, "out_layers.3", 1, 1, parts)
     if "skip_connection.weight" in parts[0]:
-        return conv(x_BCHW, "skip_connection", 1, 0, parts) + h
-    return x_BCHW + h
+        return conv(x_BCHW, "skip_connection", 1, 0, parts) + h, (kept,)
+    return x_BCHW + h, (kept,)
 
 
-def res_block_with_skip(x_BCHW: Tensor, skip_BCHW: Tensor, emb_BE: Tensor, parts: tuple) -> Tensor:
+def res_block_with_skip(
+    x_BCHW: Tensor, skip_BCHW: Tensor, emb_BE: Tensor, parts: tuple
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A res block of the decoder: the encoder's output of the same size is appended to the channels first."""
     return res_block(ops.concat((x_BCHW, skip_BCHW), 1), emb_BE, parts)
 
@@ -74,21 +81,25 @@ def transformer_in(x_BCHW: Tensor, parts: tuple) -> Tensor:
     return linear(h.reshape(batch, channels, height * width).swapaxes(1, 2), "proj_in", parts)
 
 
-def transformer_block(x_BTD: Tensor, context_BSX: Tensor, parts: tuple) -> Tensor:
-    """Self-attention, attention to the text, gated feed-forward; each with a residual."""
+def transformer_block(x_BTD: Tensor, context_BSX: Tensor, parts: tuple) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Self-attention, attention to the text, gated feed-forward, each with a residual; keeps all products."""
     h = layer_norm(x_BTD, "norm1", parts)
-    x_BTD = x_BTD + _attend(h, h, "attn1", parts)
+    a, kept1 = _attend(h, h, "attn1", parts)
+    x_BTD = x_BTD + a
     h = layer_norm(x_BTD, "norm2", parts)
-    x_BTD = x_BTD + _attend(h, context_BSX, "attn2", parts)
+    a, kept2 = _attend(h, context_BSX, "attn2", parts)
+    x_BTD = x_BTD + a
     h = linear(layer_norm(x_BTD, "norm3", parts), "ff.net.0.proj", parts)
-    return x_BTD + linear(kernels.gated_gelu(h), "ff.net.2", parts)
+    return x_BTD + linear(kernels.gated_gelu(h), "ff.net.2", parts), (*kept1, *kept2, h)
 
 
-def _attend(x_BTD: Tensor, context_BSX: Tensor, name: str, parts: tuple) -> Tensor:
+def _attend(x_BTD: Tensor, context_BSX: Tensor, name: str, parts: tuple) -> tuple[Tensor, tuple[Tensor, ...]]:
     q = linear(x_BTD, name + ".to_q", parts)
     k = linear(context_BSX, name + ".to_k", parts)
     v = linear(context_BSX, name + ".to_v", parts)
-    return linear(kernels.attention(q, k, v), name + ".to_out.0", parts)
+    a = attention(q, k, v, name, parts)
+    y = linear(a, name + ".to_out.0", parts)
+    return y, (q, k, v, a, y)
 
 
 def transformer_out(tokens_BTD: Tensor, x_BCHW: Tensor, parts: tuple) -> Tensor:
@@ -202,7 +213,7 @@ def _layer(shapes: Mapping[str, tuple[int, ...]], prefix: str, with_skip: bool) 
 
     if has("in_layers.2.weight"):
         function, arity = (res_block_with_skip, 3) if with_skip else (res_block, 2)
-        return Resnet(make_block(PART, function, prefix, shapes, arity))
+        return Resnet(make_block(PART, function, prefix, shapes, arity, RES_BLOCK_KEPT))
     if has("proj_in.weight"):
         return _transformer(shapes, prefix)
     if has("op.weight"):
@@ -222,7 +233,10 @@ def _transformer(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> Transfor
     leave = tuple(sorted(n for n in ("proj_out.weight", "proj_out.bias") if prefix + n in shapes))
     return Transformer(
         enter=Block(PART, transformer_in, prefix, enter, 1),
-        blocks=tuple(make_block(PART, transformer_block, f"{inner}{i}.", shapes, 2) for i in _indices(shapes, inner)),
+        blocks=tuple(
+            make_block(PART, transformer_block, f"{inner}{i}.", shapes, 2, TRANSFORMER_BLOCK_KEPT)
+            for i in _indices(shapes, inner)
+        ),
         leave=Block(PART, transformer_out, prefix, leave, 2),
     )
 

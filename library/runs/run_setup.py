@@ -21,7 +21,7 @@ from library.files.layer_target import LayerTarget
 from library.files.metadata import RunFacts, base_file_metadata, build_metadata
 from library.files.sai_model_spec import build_model_spec
 from library.settings.arguments import TrainArgs
-from library.settings.flag_groups import ComputeArgs, LrArgs, NetworkArgs, OptimizerArgs, RunArgs
+from library.settings.flag_groups import LrArgs, NetworkArgs, OptimizerArgs, RunArgs
 from library.settings.key_values import parse_key_values
 from library.training.lr_schedules import LrOptions, make_lr_lambda
 from library.training.optimizers import AdamW, FlatOptimizer, make_optimizer
@@ -110,9 +110,7 @@ def flat_optimizer(rule: AdamW, trainable: Trainable, options: OptimizerArgs, co
     return FlatOptimizer(rule, trainable.size, learning_rates(trainable, options), compiled)
 
 
-def summary(
-    network: Network, trainable: Trainable, length: Length, seed: int, device: str, options: ComputeArgs
-) -> list[str]:
+def summary(network: Network, trainable: Trainable, length: Length, seed: int, device: str) -> list[str]:
     """Lines for the log: what is trained, for how long, where."""
     parts = ", ".join(f"{part} {network.count(part)}" for part in ("te1", "te2", "unet") if network.count(part))
     lines = [
@@ -120,10 +118,6 @@ def summary(
         f"{length.total_steps} steps in {length.total_epochs} epochs of {length.batches_per_epoch} batches, "
         f"seed {seed}, on {device}",
     ]
-    if not options.gradient_checkpointing:
-        lines.append(
-            "gradients are taken block by block, recomputing each, as --gradient_checkpointing asks; always so far"
-        )
     if trainable.idle:
         lines.append(
             f"{len(trainable.idle)} tensors get no gradient and stay as they are (the last layer of text encoder 1: "

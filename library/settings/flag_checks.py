@@ -34,6 +34,10 @@ CONFLICTS: tuple[tuple[Callable[[Values], bool], str], ...] = (
         lambda v: v["network_train_unet_only"] and v["network_train_text_encoder_only"],
         "--network_train_unet_only and --network_train_text_encoder_only together train nothing; leave one out",
     ),
+    (
+        lambda v: v["gradient_checkpointing_keep"] and not v["gradient_checkpointing"],
+        "--gradient_checkpointing_keep needs --gradient_checkpointing; without it everything is kept",
+    ),
     (_timesteps_empty, "--min_timestep must be below --max_timestep (unset: 0 and 1000), or no timestep is left"),
 )
 """(condition, message): the command is refused when the condition holds."""

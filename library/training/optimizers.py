@@ -9,6 +9,8 @@ import numpy as np
 from mindspore import Tensor, ops
 
 State = tuple[Tensor, ...]
+CHUNK = 1 << 22
+"""Values that are updated at once: an update's intermediate results take about ten times their memory."""
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,24 @@ class FlatOptimizer:
         update = rule.build()
         self._update = ms.jit(update) if compiled else update
         self._rule = rule
+        self._sizes = [min(CHUNK, size - begin) for begin in range(0, size, CHUNK)]
         self._lr = np.asarray(lr, np.float32)
-        self._lr_vector = Tensor(self._lr) if self._lr.ndim else None
-        self.state = rule.init(size)
+        self._lr_chunks = self._split(Tensor(self._lr)) if self._lr.ndim else None
+        self._state = [rule.init(length) for length in self._sizes]
         self.steps = 0
 
     def step(self, theta: Tensor, grad: Tensor, lr_factor: float) -> Tensor:
         """One update; ``lr_factor`` multiplies every base learning rate (the schedule)."""
         self.steps += 1
-        if self._lr_vector is None:
-            lr = Tensor(np.float32(self._lr * np.float32(lr_factor)).reshape(1))
-        else:
-            lr = self._lr_vector * lr_factor
-        theta, *state = self._update(theta, grad, lr, self._rule.scalars(self.steps), *self.state)
-        self.state = tuple(state)
-        return theta
+        scalars = self._rule.scalars(self.steps)
+        common_lr = Tensor((self._lr * np.float32(lr_factor)).reshape(1)) if self._lr_chunks is None else None
+        updated = []
+        for i, (theta_chunk, grad_chunk) in enumerate(zip(self._split(theta), self._split(grad), strict=True)):
+            lr = self._lr_chunks[i] * lr_factor if self._lr_chunks is not None else common_lr
+            theta_chunk, *state = self._update(theta_chunk, grad_chunk, lr, scalars, *self._state[i])
+            updated.append(theta_chunk)
+            self._state[i] = tuple(state)
+        return updated[0] if len(updated) == 1 else ops.concat(updated)
+
+    def _split(self, vector: Tensor) -> tuple[Tensor, ...]:
+        return (vector,) if len(self._sizes) == 1 else ops.split(vector, self._sizes)

@@ -43,6 +43,7 @@ class TrainStep:
         accumulation_steps: micro-steps per update; their losses are averaged.
         compiled: compile blocks and updates.
         block_keys: batch number -> one random key per segment; None without dropout.
+        keep: share of the blocks whose products are kept instead of computed again, see ``BlockTape``.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class TrainStep:
         accumulation_steps: int = 1,
         compiled: bool = True,
         block_keys: Callable[[int], tuple[Tensor, ...]] | None = None,
+        keep: float = 0.0,
     ) -> None:
         self.trainable = trainable
         self.theta = Tensor(trainable.pack())
@@ -65,6 +67,7 @@ class TrainStep:
         self._max_grad_norm = max_grad_norm
         self._accumulation_steps = accumulation_steps
         self._block_keys = block_keys
+        self._keep = keep
         self._clip = ms.jit(clip_by_norm) if compiled else clip_by_norm
         self._accumulated: Tensor | None = None
         self._pending = 0
@@ -75,7 +78,7 @@ class TrainStep:
         """(loss, prediction, gradient vector) of one batch; changes nothing. For the arguments see ``accumulate``."""
         keys = self._block_keys(index) if self._block_keys else None
         segments = self.trainable.split(self.theta)
-        tape = BlockTape(self._bound, segments, keys)
+        tape = BlockTape(self._bound, segments, keys, keep=self._keep)
         pred = predict(tape)
         loss = tape(LOSS, pred, target_BCHW, weights_B)
         grads = tape.backward(Tensor(np.float32(1.0)))

@@ -37,8 +37,8 @@ def made_up_run(argv: str, steps: int = STEPS) -> Recording:
 
 
 @functools.lru_cache
-def outcome(compiled: bool) -> Outcome:
-    recording = made_up_run(ARGV)
+def outcome(compiled: bool, more_argv: str = "") -> Outcome:
+    recording = made_up_run(f"{ARGV} {more_argv}")
     return run(set_up(recording, read_train_args(recording.argv, require_paths=False), compiled))
 
 
@@ -56,6 +56,15 @@ def test_compiled_blocks_give_the_losses_of_single_operations() -> None:
     np.testing.assert_allclose(compiled.losses_S, plain.losses_S, rtol=TOLERANCE)
     assert relative_error(flat(compiled.gradients), flat(plain.gradients)) < TOLERANCE
     assert len(set(plain.losses_S)) == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_recomputing_blocks_gives_the_same_gradients_as_keeping_their_products(share: float) -> None:
+    kept = outcome(True)
+    again = outcome(True, f"--gradient_checkpointing --gradient_checkpointing_keep={share}")
+    np.testing.assert_allclose(again.losses_S, kept.losses_S, rtol=TOLERANCE)
+    assert relative_error(flat(again.gradients), flat(kept.gradients)) < TOLERANCE
 
 
 @pytest.mark.slow

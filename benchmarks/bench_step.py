@@ -1,0 +1,141 @@
+"""Time a training step of the UNet with a LoRA on random weights and inputs.
+
+python benchmarks/bench_step.py --size tiny --pixels 128 --batch 2 --rank 4
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from benchmarks import measure
+from benchmarks.flops import TEXT_TOKENS, unet_step_flops
+from library.models.sdxl_spec import FULL_SDXL, TINY_SDXL, SdxlConfig, unet_shapes
+
+SIZES = {"tiny": TINY_SDXL, "full": FULL_SDXL}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    args = parse(argv)
+    from mindspore import Tensor, ops
+
+    from library.device.device_utils import init_device
+
+    init_device("CPU")
+    step = build(SIZES[args.size], args)
+    begin = time.perf_counter()
+    step()
+    first = time.perf_counter() - begin
+    for _ in range(args.warmup):
+        step()
+    seconds = measure.seconds_of(step, args.steps)
+    flops = unet_step_flops(SIZES[args.size], args.batch, args.pixels // 8, args.pixels // 8, args.rank)
+    peak = measure.peak_rss_gb()
+
+    def multiply(a: np.ndarray, b: np.ndarray) -> Callable[[], object]:
+        left, right = Tensor(a), Tensor(b)
+        return lambda: ops.matmul(left, right).asnumpy()
+
+    rate = measure.matmul_rate(multiply)
+    median = measure.summary(seconds)["median_s"]
+    measure.report(
+        {
+            "what": "bench_step",
+            **{name: getattr(args, name) for name in ("size", "pixels", "batch", "rank", "jit", "keep")},
+            "first_step_s": round(first, 2),
+            **measure.summary(seconds),
+            "useful_tflop": round(flops.useful / 1e12, 4),
+            "tflop_per_s": round(flops.useful / median / 1e12, 4),
+            "matmul_tflop_per_s": round(rate / 1e12, 4),
+            "share_of_matmul": round(flops.useful / median / rate, 3),
+            "peak_rss_gb": peak,
+        }
+    )
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help="which SDXL")
+    parser.add_argument("--pixels", type=int, default=128, help="side of the square image, a multiple of 32")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rank", type=int, default=4, help="network_dim of the LoRA")
+    parser.add_argument("--jit", choices=("on", "off"), default="on", help="compile the blocks")
+    parser.add_argument("--keep", type=float, default=1.0, help="share of the blocks whose products are kept")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps")
+    parser.add_argument("--warmup", type=int, default=2, help="untimed steps after the first one, which compiles")
+    args = parser.parse_args(argv)
+    if args.pixels % 32 or args.pixels < 32:
+        parser.error(f"--pixels {args.pixels}: give a multiple of 32")
+    return args
+
+
+def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[], object]:
+    """A call that does one whole training step: forward, gradients, clipping, update."""
+    from mindspore import Tensor
+
+    from library.models import sdxl
+    from library.models.sdxl_model_util import SdxlWeights, lora_targets
+    from library.models.unet import infer_unet_spec, unet_forward
+    from library.training.optimizers import AdamW, FlatOptimizer
+    from library.training.train_util import TrainStep
+    from library.training.trainable import Trainable
+    from networks import lora
+
+    generator = np.random.default_rng(0)
+    arrays = {key: _weight(generator, shape) for key, shape in unet_shapes(config)}
+    spec = infer_unet_spec({key: array.shape for key, array in arrays.items()})
+    targets = [t for t in lora_targets(SdxlWeights({"te1": {}, "te2": {}, "unet": arrays}, {})) if not t.extended]
+    network = lora.create_network(
+        targets,
+        network_dim=args.rank,
+        network_alpha=1.0,
+        network_dropout=None,
+        network_args={},
+        generator_of=lambda name: generator,
+    )
+    blocks = spec.blocks()
+    trainable = Trainable(network, blocks)
+    compiled = args.jit == "on"
+    optimizer = FlatOptimizer(AdamW(), trainable.size, 1e-4, compiled)
+    weights = {"unet": {key: Tensor.from_numpy(array) for key, array in arrays.items()}}
+    train_step = TrainStep(weights, blocks, trainable, optimizer, max_grad_norm=1.0, compiled=compiled, keep=args.keep)
+    side = args.pixels // 8
+
+    def random(*shape: int) -> np.ndarray:
+        return generator.standard_normal(shape, np.float32)
+
+    noisy, target = random(args.batch, 4, side, side), random(args.batch, 4, side, side)
+    sinusoid = Tensor(sdxl.sinusoidal_embedding(np.full(args.batch, 500), spec.sinusoid_width))
+    vector = Tensor(random(args.batch, spec.vector_width))
+    context = Tensor(random(args.batch, TEXT_TOKENS, spec.context_width))
+    noisy_tensor, ones = Tensor(noisy), np.ones(args.batch, np.float32)
+
+    def predict(run: Callable[..., Tensor]) -> Tensor:
+        return unet_forward(spec, run, noisy_tensor, sinusoid, vector, context)
+
+    def step() -> None:
+        train_step.accumulate(predict, target, ones, 0)
+        train_step.update(1.0)
+
+    return step
+
+
+def _weight(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A plausible weight: matrices that keep the scale of what passes through, norms near one."""
+    if len(shape) == 1:
+        return np.ones(shape, np.float32)
+    values = generator.standard_normal(shape, np.float32)
+    values *= np.float32(1 / np.sqrt(np.prod(shape[1:])))
+    return values
+
+
+if __name__ == "__main__":
+    sys.exit(main())
