@@ -50,6 +50,7 @@ class TensorSource(Protocol):
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
         ...
+
     def read(self, name: str, dtype: object = None) -> np.ndarray:
         """One tensor in its own or another type."""
         ...

@@ -49,9 +49,7 @@ def test_an_sd15_checkpoint(run: Command, data: Path, tmp_path: Path) -> None:
     assert "Stable Diffusion 1.x" in refused(run, old, data, tmp_path)
 
 
-def test_a_base_model_with_a_missing_key_and_one_too_many(
-    run: Command, tiny: Path, data: Path, tmp_path: Path
-) -> None:
+def test_a_base_model_with_a_missing_key_and_one_too_many(run: Command, tiny: Path, data: Path, tmp_path: Path) -> None:
     with SafetensorsFile(tiny) as file:
         tensors = {key: file.read(key) for key in file}
     del tensors["model.diffusion_model.out.2.bias"]
