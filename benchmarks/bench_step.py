@@ -5,7 +5,6 @@ python benchmarks/bench_step.py --size tiny --pixels 128 --batch 2 --rank 4
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,10 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.flops import TEXT_TOKENS, unet_step_flops
-from library.models.sdxl_spec import FULL_SDXL, TINY_SDXL, SdxlConfig, unet_shapes
-
-SIZES = {"tiny": TINY_SDXL, "full": FULL_SDXL}
+from benchmarks.flops import TEXT_TOKENS
+from library.models.sdxl_spec import SdxlConfig, unet_shapes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,49 +25,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     from library.device.device_utils import init_device
 
     init_device("CPU")
-    step = build(SIZES[args.size], args)
-    begin = time.perf_counter()
-    step()
-    first = time.perf_counter() - begin
-    for _ in range(args.warmup):
-        step()
-    seconds = measure.seconds_of(step, args.steps)
-    flops = unet_step_flops(SIZES[args.size], args.batch, args.pixels // 8, args.pixels // 8, args.rank)
-    peak = measure.peak_rss_gb()
 
     def multiply(a: np.ndarray, b: np.ndarray) -> Callable[[], object]:
         left, right = Tensor(a), Tensor(b)
         return lambda: ops.matmul(left, right).asnumpy()
 
-    rate = measure.matmul_rate(multiply)
-    median = measure.summary(seconds)["median_s"]
-    measure.report(
-        {
-            "what": "bench_step",
-            **{name: getattr(args, name) for name in ("size", "pixels", "batch", "rank", "jit", "keep")},
-            "first_step_s": round(first, 2),
-            **measure.summary(seconds),
-            "useful_tflop": round(flops.useful / 1e12, 4),
-            "tflop_per_s": round(flops.useful / median / 1e12, 4),
-            "matmul_tflop_per_s": round(rate / 1e12, 4),
-            "share_of_matmul": round(flops.useful / median / rate, 3),
-            "peak_rss_gb": peak,
-        }
-    )
+    figures = measure.measure_steps(build(measure.SIZES[args.size], args), args, multiply)
+    options = {name: getattr(args, name) for name in ("size", "pixels", "batch", "rank", "jit", "keep")}
+    measure.report({"what": "bench_step", **options, **figures})
     return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help="which SDXL")
-    parser.add_argument("--pixels", type=int, default=128, help="side of the square image, a multiple of 32")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--rank", type=int, default=4, help="network_dim of the LoRA")
+    parser = measure.step_parser(__doc__)
     parser.add_argument("--jit", choices=("on", "off"), default="on", help="compile the blocks")
     parser.add_argument("--keep", type=float, default=1.0, help="share of the blocks whose products are kept")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps")
-    parser.add_argument("--warmup", type=int, default=2, help="untimed steps after the first one, which compiles")
     args = parser.parse_args(argv)
     if args.pixels % 32 or args.pixels < 32:
         parser.error(f"--pixels {args.pixels}: give a multiple of 32")

@@ -7,7 +7,6 @@ python benchmarks/bench_torch_peer.py --size tiny --pixels 128 --batch 2 --rank 
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,60 +19,29 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
 from benchmarks import measure
-from benchmarks.flops import TEXT_TOKENS, unet_step_flops
-from library.models.sdxl_spec import CHANNEL_MULT, FULL_SDXL, TINY_SDXL, TRANSFORMER_DEPTH, SdxlConfig
+from benchmarks.flops import TEXT_TOKENS
+from library.models.sdxl_spec import CHANNEL_MULT, TRANSFORMER_DEPTH, SdxlConfig
 
-SIZES = {"tiny": TINY_SDXL, "full": FULL_SDXL}
 HEAD_WIDTH = 64
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    args = parse(argv)
+    parser = measure.step_parser(__doc__)
+    parser.add_argument("--checkpointing", choices=("on", "off"), default="off", help="gradient checkpointing")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    step = build(SIZES[args.size], args)
-    begin = time.perf_counter()
-    step()
-    first = time.perf_counter() - begin
-    for _ in range(args.warmup):
-        step()
-    seconds = measure.seconds_of(step, args.steps)
-    flops = unet_step_flops(SIZES[args.size], args.batch, args.pixels // 8, args.pixels // 8, args.rank)
-    peak = measure.peak_rss_gb()
 
     def multiply(a: np.ndarray, b: np.ndarray) -> Callable[[], object]:
         left, right = torch.from_numpy(a), torch.from_numpy(b)
         return lambda: left @ right
 
-    rate = measure.matmul_rate(multiply)
-    median = measure.summary(seconds)["median_s"]
-    measure.report(
-        {
-            "what": "bench_torch_peer",
-            **{name: getattr(args, name) for name in ("size", "pixels", "batch", "rank", "checkpointing", "threads")},
-            "first_step_s": round(first, 2),
-            **measure.summary(seconds),
-            "tflop_per_s": round(flops.useful / median / 1e12, 4),
-            "matmul_tflop_per_s": round(rate / 1e12, 4),
-            "peak_rss_gb": peak,
-        }
-    )
+    figures = measure.measure_steps(build(measure.SIZES[args.size], args), args, multiply)
+    options = {name: getattr(args, name) for name in ("size", "pixels", "batch", "rank", "checkpointing", "threads")}
+    measure.report({"what": "bench_torch_peer", **options, **figures})
     return 0
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help="which SDXL")
-    parser.add_argument("--pixels", type=int, default=128, help="side of the square image, a multiple of 32")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--rank", type=int, default=4, help="rank of the LoRA")
-    parser.add_argument("--checkpointing", choices=("on", "off"), default="off", help="gradient checkpointing")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=10, help="timed steps")
-    parser.add_argument("--warmup", type=int, default=2, help="untimed steps after the first")
-    return parser.parse_args(argv)
 
 
 def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[], object]:

@@ -1,5 +1,6 @@
 """What every benchmark here measures with. No MindSpore."""
 
+import argparse
 import json
 import resource
 import statistics
@@ -8,7 +9,52 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.flops import unet_step_flops
+from library.models.sdxl_spec import FULL_SDXL, TINY_SDXL
+
+SIZES = {"tiny": TINY_SDXL, "full": FULL_SDXL}
 MATMUL_SIDE = 2048
+
+
+def step_parser(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark of a training step has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help="which SDXL")
+    parser.add_argument("--pixels", type=int, default=128, help="side of the square image, a multiple of 32")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rank", type=int, default=4, help="network_dim of the LoRA")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps")
+    parser.add_argument("--warmup", type=int, default=2, help="untimed steps after the first one, which compiles")
+    return parser
+
+
+def measure_steps(
+    step: Callable[[], object],
+    args: argparse.Namespace,
+    multiply: Callable[[np.ndarray, np.ndarray], Callable[[], object]],
+) -> dict[str, float]:
+    """Time a step as the options ask; the figures for ``report``.
+
+    Args:
+        step: one whole training step.
+        args: options of ``step_parser``.
+        multiply: see ``matmul_rate``.
+    """
+    first = seconds_of(step, 1)[0]
+    seconds_of(step, args.warmup)
+    seconds = seconds_of(step, args.steps)
+    flops = unet_step_flops(SIZES[args.size], args.batch, args.pixels // 8, args.pixels // 8, args.rank)
+    peak, rate = peak_rss_gb(), matmul_rate(multiply)
+    per_second = flops.useful / statistics.median(seconds)
+    return {
+        "first_step_s": round(first, 2),
+        **summary(seconds),
+        "useful_tflop": round(flops.useful / 1e12, 4),
+        "tflop_per_s": round(per_second / 1e12, 4),
+        "matmul_tflop_per_s": round(rate / 1e12, 4),
+        "share_of_matmul": round(per_second / rate, 3),
+        "peak_rss_gb": peak,
+    }
 
 
 def seconds_of(work: Callable[[], object], repeats: int) -> list[float]:

@@ -244,7 +244,7 @@ class _Attention(nn.Cell):
 
 
 def _less_common(x_BNSH: Tensor) -> Tensor:
-    """Each head's tokens less their mean; by products, MindSpore's mean over an inner axis takes longer than them all."""
+    """Each head's tokens less their mean, by products: MindSpore's mean over an inner axis is slow on a CPU."""
     ones = ops.ones(x_BNSH.shape[:3] + (1,), x_BNSH.dtype)
     return x_BNSH - _BATCH_NN(ones, _BATCH_TN(ones, x_BNSH) * (1.0 / x_BNSH.shape[2]))
 
