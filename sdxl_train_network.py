@@ -156,18 +156,17 @@ def prepare(args: TrainArgs) -> Run:
     saver = Saver(args.save, current_state, metadata, args.run.seed is not None, length.total_epochs)
     saver.check_place(sum(tensor.size for tensor in network.tensors.values()))
 
-    compiled = args.compute.jit != "off"
-    model = build_model(weights, device.compute_dtype, compiled=compiled)
+    model = build_model(weights, device.compute_dtype, compiled=args.compute.compiled)
     blocks = family.trained_blocks(model.spec)
     trainable = Trainable(network, blocks)
     step = TrainStep(
         model.weights,
         blocks,
         trainable,
-        run_setup.flat_optimizer(rule, trainable, args.optimizer, compiled),
+        run_setup.flat_optimizer(rule, trainable, args.optimizer, args.compute.compiled),
         max_grad_norm=args.optimizer.max_grad_norm,
         accumulation_steps=args.optimizer.gradient_accumulation_steps,
-        compiled=compiled,
+        compiled=args.compute.compiled,
         block_keys=run_setup.dropout_keys(trainable, rng),
         keep=args.compute.kept_share,
     )

@@ -218,6 +218,11 @@ class ComputeArgs:
     """Compile the model's blocks; off is for debugging."""
 
     @property
+    def compiled(self) -> bool:
+        """Whether the model's blocks are compiled."""
+        return self.jit != "off"
+
+    @property
     def kept_share(self) -> float:
         """Share of the blocks whose products are kept for the gradient."""
         return self.gradient_checkpointing_keep if self.gradient_checkpointing else 1.0
