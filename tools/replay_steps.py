@@ -48,7 +48,7 @@ def replay_steps(path: Path, options: ReplayOptions) -> list[Finding]:
     recording = read_recording(path)
     try:
         args = read_train_args(recording.argv, require_paths=False)
-        compiled = args.compute.jit != "off" if options.jit is None else options.jit
+        compiled = args.compute.compiled if options.jit is None else options.jit
         return _replay_once(set_up(recording, args, compiled))
     except (RefusedError, UsageError) as error:
         return [Finding("", "refused", detail=one_line(error))]
