@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.flops import TEXT_TOKENS
-from library.models.sdxl_spec import SdxlConfig, unet_shapes
+from library.models.random_weights import tiny_weights
+from library.models.sdxl_spec import POSITIONS, SdxlConfig, unet_shapes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[], object]:
     from networks import lora
 
     generator = np.random.default_rng(0)
-    arrays = {key: _weight(generator, shape) for key, shape in unet_shapes(config)}
+    arrays = dict(tiny_weights(0, dict(unet_shapes(config))))
     spec = infer_unet_spec({key: array.shape for key, array in arrays.items()})
     targets = [t for t in lora_targets(SdxlWeights({"te1": {}, "te2": {}, "unet": arrays}, {})) if not t.extended]
     network = lora.create_network(
@@ -85,7 +85,7 @@ def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[], object]:
     noisy, target = random(args.batch, 4, side, side), random(args.batch, 4, side, side)
     sinusoid = Tensor(sdxl.sinusoidal_embedding(np.full(args.batch, 500), spec.sinusoid_width))
     vector = Tensor(random(args.batch, spec.vector_width))
-    context = Tensor(random(args.batch, TEXT_TOKENS, spec.context_width))
+    context = Tensor(random(args.batch, POSITIONS, spec.context_width))
     noisy_tensor, ones = Tensor(noisy), np.ones(args.batch, np.float32)
 
     def predict(run: Callable[..., Tensor]) -> Tensor:
@@ -96,15 +96,6 @@ def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[], object]:
         train_step.update(1.0)
 
     return step
-
-
-def _weight(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """A plausible weight: matrices that keep the scale of what passes through, norms near one."""
-    if len(shape) == 1:
-        return np.ones(shape, np.float32)
-    values = generator.standard_normal(shape, np.float32)
-    values *= np.float32(1 / np.sqrt(np.prod(shape[1:])))
-    return values
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
 from benchmarks import measure
-from benchmarks.flops import TEXT_TOKENS
-from library.models.sdxl_spec import CHANNEL_MULT, TRANSFORMER_DEPTH, SdxlConfig
+from library.models.sdxl_spec import CHANNEL_MULT, POSITIONS, TRANSFORMER_DEPTH, SdxlConfig
 
 HEAD_WIDTH = 64
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
@@ -73,7 +72,7 @@ def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[], object]:
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     side = args.pixels // 8
     noisy, target = torch.randn(2, args.batch, 4, side, side)
-    context = torch.randn(args.batch, TEXT_TOKENS, config.context_width)
+    context = torch.randn(args.batch, POSITIONS, config.context_width)
     added = {"text_embeds": torch.randn(args.batch, config.text_2_width), "time_ids": torch.ones(args.batch, 6)}
 
     def step() -> None:

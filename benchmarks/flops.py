@@ -7,9 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from library.models.sdxl_spec import CHANNEL_MULT, RES_BLOCKS, SdxlConfig, unet_shapes
-
-TEXT_TOKENS = 77
+from library.models.sdxl_spec import CHANNEL_MULT, POSITIONS, RES_BLOCKS, SdxlConfig, unet_shapes
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ def unet_step_flops(config: SdxlConfig, batch: int, latent_height: int, latent_w
         if _has_lora(key):
             lora += 2 * rank * (shape[0] + shape[1]) * positions
         if key.endswith(".to_q.weight"):
-            keys = positions if ".attn1." in key else TEXT_TOKENS
+            keys = positions if ".attn1." in key else POSITIONS
             attention += 2 * 2 * positions * keys * shape[0]
     return StepFlops(
         forward=batch * (linear + attention), backward=batch * (linear + 2 * attention), adapters=3 * batch * lora
@@ -52,7 +50,7 @@ def _positions(key: str, height: int, width: int) -> int:
     if key.startswith(("time_embed", "label_emb")) or ".emb_layers." in key:
         return 1
     if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-        return TEXT_TOKENS
+        return POSITIONS
     halvings = _level(key)
     return (height >> halvings) * (width >> halvings)
 
