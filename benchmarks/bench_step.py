@@ -54,6 +54,7 @@ def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[], object]:
     from library.models import sdxl
     from library.models.sdxl_model_util import SdxlWeights, lora_targets
     from library.models.unet import infer_unet_spec, unet_forward
+    from library.models.weights import to_tensors
     from library.training.optimizers import AdamW, FlatOptimizer
     from library.training.train_util import TrainStep
     from library.training.trainable import Trainable
@@ -75,7 +76,7 @@ def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[], object]:
     trainable = Trainable(network, blocks)
     compiled = args.jit == "on"
     optimizer = FlatOptimizer(AdamW(), trainable.size, 1e-4, compiled)
-    weights = {"unet": {key: Tensor.from_numpy(array) for key, array in arrays.items()}}
+    weights = {"unet": to_tensors(arrays)}
     train_step = TrainStep(weights, blocks, trainable, optimizer, max_grad_norm=1.0, compiled=compiled, keep=args.keep)
     side = args.pixels // 8
 

@@ -45,15 +45,17 @@ _BATCH_NN, _BATCH_NT, _BATCH_TN = (
 )
 
 
-def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor:
     """Linear layer: x [..., in] times weight [out, in] transposed, plus bias [out].
 
     One matrix product on rows, whose gradients are matrix products too; ``ops.dense`` has transposes in its.
+    ``transposed`` says that the weight is held as [in, out].
     """
-    rows = _MATMUL_NT(x.reshape(-1, x.shape[-1]), weight)
+    rows = x.reshape(-1, x.shape[-1])
+    rows = _MATMUL_NN(rows, weight) if transposed else _MATMUL_NT(rows, weight)
     if bias is not None:
         rows = ops.bias_add(rows, bias)
-    return rows.reshape(x.shape[:-1] + (weight.shape[0],))
+    return rows.reshape(x.shape[:-1] + (rows.shape[-1],))
 
 
 def conv2d(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:

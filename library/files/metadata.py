@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 
-from library.files.hashes import file_sha256, model_hash
+from library.files.hash_memory import remembered_sha256
+from library.files.hashes import model_hash
 
 SDXL_BASE_VERSION = "sdxl_base_v1-0"
 UNKNOWN_VERSION = "(unknown)"
@@ -104,7 +105,7 @@ def build_metadata(
 
 
 def base_file_metadata(model: str, vae: str | None = None) -> dict[str, str]:
-    """Names and hashes of the base model and of a VAE given beside it. Reads the files whole (a minute at most).
+    """Names and hashes of the base model and of a VAE given beside it. Reads a file whole the first time.
 
     A local path is written as its last part only; a hub name as it is, without hashes.
     """
@@ -115,7 +116,7 @@ def base_file_metadata(model: str, vae: str | None = None) -> dict[str, str]:
         path = Path(location)
         if path.exists():
             found[f"ss_{kind}_hash"] = model_hash(path)
-            found[f"ss_new_{kind}_hash"] = file_sha256(path)
+            found[f"ss_new_{kind}_hash"] = remembered_sha256(path)
         found[f"ss_{kind}_name"] = path.name if path.exists() else location
     return found
 

@@ -13,6 +13,7 @@ from typing import Any
 from mindspore import Tensor
 
 from library.device import kernels
+from library.models.weights import TRANSPOSED
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ def make_block(
 def linear(x: Tensor, name: str, parts: tuple) -> Tensor:
     """The linear layer ``name`` of a block, with its adapter where it has one."""
     weights, adapters, key, _ = parts
+    bias = None
     if name + ".bias" in weights:
-        y = kernels.dense(x, weights[name + ".weight"], weights[name + ".bias"])
-    else:
-        y = kernels.dense(x, weights[name + ".weight"])
+        bias = weights[name + ".bias"]
+    y = kernels.dense(x, weights[name + ".weight"], bias, name in TRANSPOSED)
     if name in adapters:
         y = adapters[name](x, y, weights, key)
     return _known(y, name, parts)

@@ -18,6 +18,7 @@ from library.models.sdxl import SdxlSpec, TextOutputs
 from library.models.sdxl_model_util import SdxlWeights, load_weights, lora_targets
 from library.models.unet import Run, infer_unet_spec
 from library.models.vae import VAE_SCALE, Vae, load_vae
+from library.models.weights import to_tensors
 from library.settings.config_util import DatasetConfig
 from library.training.diffusion import DiffusionInputs
 from library.training.train_util import bind_all
@@ -53,7 +54,7 @@ def build_model(
         compiled: compile the blocks.
     """
     spec = infer_spec(weights.parts)
-    tensors = {part: _to_tensors(arrays, dtype) for part, arrays in weights.parts.items()}
+    tensors = {part: to_tensors(arrays, dtype) for part, arrays in weights.parts.items()}
     vae = load_vae(weights.vae)
     return SdxlModel(spec, tensors, vae, inference_run(spec, tensors, network, compiled))
 
@@ -77,15 +78,6 @@ def inference_run(
         return Forward({block: bind(block, tensors, compiled=compiled) for block in blocks})
     trainable = Trainable(network, blocks)
     return Forward(bind_all(tensors, blocks, trainable, compiled), trainable.split(Tensor(trainable.pack())))
-
-
-def _to_tensors(arrays: dict[str, np.ndarray], dtype: ms.Type) -> dict[str, Tensor]:
-    """Tensors that share the arrays' memory; the dictionary is emptied so that converted arrays are freed at once."""
-    tensors = {}
-    for key in list(arrays):
-        tensor = Tensor.from_numpy(np.ascontiguousarray(arrays.pop(key)))
-        tensors[key] = tensor if tensor.dtype == dtype else tensor.astype(dtype)
-    return tensors
 
 
 class SdxlFamily:

@@ -20,6 +20,7 @@ from library.models.block import Block, conv, linear
 from library.models.program import Forward, bind
 from library.models.random_weights import lora_weights
 from library.models.sdxl_model_util import lora_targets
+from library.models.weights import to_tensors
 from library.runs.sdxl_train_util import infer_spec
 from library.training.block_vjp import BlockTape
 from library.training.train_util import bind_all
@@ -97,7 +98,7 @@ def layer_input(kind: Kind) -> Tensor:
 
 
 def tensors_of(weights: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, Tensor]]:
-    return {part: {key: Tensor(array) for key, array in named.items()} for part, named in weights.items()}
+    return {part: to_tensors(dict(named)) for part, named in weights.items()}
 
 
 def fresh_network(module: ModuleType, kind: Kind, dropout: float | None = None, **network_args: str) -> Network:

@@ -1,0 +1,42 @@
+"""A model's weights on the device, and which of them are held the other way round."""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from library.data.image_util import import_cv2
+
+TRANSPOSED = (
+    "attn2.to_k",
+    "attn2.to_v",
+    "ff.net.2",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.out_proj",
+    "mlp.fc1",
+    "mlp.fc2",
+)
+"""Local names of the linear layers whose weight is held as [in, out] instead of [out, in].
+
+A product with a transposed factor is slow on a CPU where it has few rows or sums over many columns. One of a layer's
+two products, forward and for the gradient of its input, always has one. These are the layers of text tokens, whose
+gradient is rarely needed, and the one that narrows (docs/performance.md).
+"""
+
+
+def to_tensors(arrays: dict[str, np.ndarray], dtype: ms.Type = ms.float32) -> dict[str, Tensor]:
+    """Weights as tensors that share the arrays' memory, those of ``TRANSPOSED`` layers turned.
+
+    Args:
+        arrays: key -> float32 array as in a checkpoint; emptied on the way, so that replaced arrays are freed at once.
+        dtype: type of the tensors.
+    """
+    tensors = {}
+    for key in list(arrays):
+        array = arrays.pop(key)
+        if key.removesuffix(".weight").endswith(TRANSPOSED) and array.ndim == 2:
+            array = import_cv2().transpose(array)  # six times as fast as NumPy's
+        tensor = Tensor.from_numpy(np.ascontiguousarray(array))
+        tensors[key] = tensor if tensor.dtype == dtype else tensor.astype(dtype)
+    return tensors
