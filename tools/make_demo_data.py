@@ -5,6 +5,7 @@ python tools/make_demo_data.py --output_dir demo_output/data [--count 12] [--res
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -66,14 +67,14 @@ def make_demo_data(folder: Path, count: int, resolution: int, seed: int = 0) -> 
     return config
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write to; made when absent")
     parser.add_argument("--count", type=int, default=12, help="number of pictures (default 12)")
     parser.add_argument("--resolution", type=int, default=128, help="training resolution written to the TOML")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other pictures")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     print(f"wrote {make_demo_data(args.output_dir, args.count, args.resolution, args.seed)}")
 
 

@@ -31,4 +31,4 @@ class TinySource:
 
 def tiny_base(seed: int, te2_projection: str = "correct") -> SdxlWeights:
     """The tiny SDXL's weights; ``te2_projection`` as in ``sdxl_model_util.load_weights``."""
-    return weights_from_source(TinySource(seed), f"the tiny SDXL of seed {seed}", None, te2_projection)
+    return weights_from_source(TinySource(seed), f"the tiny SDXL of seed {seed}", te2_projection=te2_projection)

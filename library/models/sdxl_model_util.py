@@ -66,8 +66,20 @@ class SdxlWeights:
     """VAE, in any of the namings that models.vae reads."""
 
 
+class OutlineFile(SafetensorsFile):
+    """A file whose tensors are read as zeros that take no memory: right in everything but their values."""
+
+    def read(self, name: str, dtype: object = None) -> np.ndarray:
+        """Zeros in the tensor's shape, read-only."""
+        return np.broadcast_to(np.zeros((), dtype or np.float32), self.shape(name))  # type: ignore[call-overload]
+
+
 def load_weights(
-    name_or_path: str, vae: str | None = None, te2_projection: str = "correct", dtype: object = np.float32
+    name_or_path: str,
+    vae: str | None = None,
+    te2_projection: str = "correct",
+    dtype: object = np.float32,
+    file_type: type[SafetensorsFile] = SafetensorsFile,
 ) -> SdxlWeights:
     """Read a base model.
 
@@ -76,39 +88,43 @@ def load_weights(
         vae: a file or folder whose VAE replaces the model's own.
         te2_projection: ``correct`` transposes a single file's text_projection, ``kohya`` does not.
         dtype: type of the UNet's and text encoders' weights; the VAE is float32.
+        file_type: ``OutlineFile`` checks all and reads only shapes.
 
     Raises:
         ValueError: no such model, a file that is not whole, or keys that are missing, foreign or of another shape.
     """
     path = find_base_model(name_or_path)
     if path.is_dir():
-        return _load_folder(path, vae, dtype)
-    with SafetensorsFile(path) as file:
-        return weights_from_source(file, str(path), vae, te2_projection, dtype)
+        return _load_folder(path, vae, dtype, file_type)
+    with file_type(path) as file:
+        weights = weights_from_source(file, str(path), vae is not None, te2_projection, dtype)
+    return weights if vae is None else SdxlWeights(weights.parts, load_vae_weights(vae, file_type))
 
 
 def weights_from_source(
-    source: TensorSource, name: str, vae: str | None = None, te2_projection: str = "correct", dtype: object = np.float32
+    source: TensorSource,
+    name: str,
+    without_vae: bool = False,
+    te2_projection: str = "correct",
+    dtype: object = np.float32,
 ) -> SdxlWeights:
-    """Read a single-file checkpoint; see ``load_weights``."""
+    """Read a single-file checkpoint, its VAE only if it is to be used; see ``load_weights``."""
     shapes = {key: source.shape(key) for key in source}
-    _check_single_file(shapes, name, vae is not None)
+    _check_single_file(shapes, name, without_vae)
     parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
     for key, destinations in single_file_destinations(shapes, te2_projection == "correct"):
         _put(parts, destinations, source.read(key, dtype))
-    if vae is not None:
-        return SdxlWeights(parts, load_vae_weights(vae))
-    vae_keys = [key for key in shapes if key.startswith(VAE_PREFIX)]
+    vae_keys = [key for key in shapes if key.startswith(VAE_PREFIX) and not without_vae]
     return SdxlWeights(parts, {key.removeprefix(VAE_PREFIX): source.read(key, np.float32) for key in vae_keys})
 
 
-def load_vae_weights(name_or_path: str) -> dict[str, np.ndarray]:
+def load_vae_weights(name_or_path: str, file_type: type[SafetensorsFile] = SafetensorsFile) -> dict[str, np.ndarray]:
     """The VAE of a VAE file, of a whole checkpoint, or of a diffusers folder, in float32."""
     path = find_base_model(name_or_path)
     if path.is_dir():
         inner = path / VAE_FOLDER
-        return dict(_read_all(folder_files(inner if inner.is_dir() else path), np.float32))
-    with SafetensorsFile(path) as file:
+        return dict(_read_all(folder_files(inner if inner.is_dir() else path), np.float32, file_type))
+    with file_type(path) as file:
         below = [key for key in file if key.startswith(VAE_PREFIX)]
         return {key.removeprefix(VAE_PREFIX): file.read(key, np.float32) for key in below or file}
 
@@ -118,11 +134,10 @@ def _put(parts: dict[str, dict[str, np.ndarray]], destinations: tuple[Destinatio
         parts[destination.part][destination.key] = destination.place(array)
 
 
-def _load_folder(folder: Path, vae: str | None, dtype: object) -> SdxlWeights:
+def _load_folder(folder: Path, vae: str | None, dtype: object, file_type: type[SafetensorsFile]) -> SdxlWeights:
     parts: dict[str, dict[str, np.ndarray]] = {}
-    config = None
     for part, sub in (("unet", "unet"), ("te1", "text_encoder"), ("te2", "text_encoder_2")):
-        arrays = dict(_read_all(folder_files(folder / sub), dtype))
+        arrays = dict(_read_all(folder_files(folder / sub), dtype, file_type))
         parts[part] = {k: v for k, v in arrays.items() if not k.endswith(OPTIONAL_KEYS)}
     config = _config_of(
         conv_in=parts["unet"].get("conv_in.weight"), te1=parts["te1"], te2=parts["te2"], name=str(folder)
@@ -137,13 +152,13 @@ def _load_folder(folder: Path, vae: str | None, dtype: object) -> SdxlWeights:
         parts[part] = {key: parts[part][names[key]] for key in wanted if names[key] in parts[part]}
     if problems:
         raise ValueError(f"{folder} is not an SDXL model in diffusers' layout: " + "; ".join(problems))
-    return SdxlWeights(parts, load_vae_weights(vae or str(folder)))
+    return SdxlWeights(parts, load_vae_weights(vae or str(folder), file_type))
 
 
-def _read_all(files: list[Path], dtype: object) -> Iterator[tuple[str, np.ndarray]]:
+def _read_all(files: list[Path], dtype: object, file_type: type[SafetensorsFile]) -> Iterator[tuple[str, np.ndarray]]:
     with ExitStack() as stack:
         for path in files:
-            file = stack.enter_context(SafetensorsFile(path))
+            file = stack.enter_context(file_type(path))
             for key in file:
                 yield key, file.read(key, dtype)
 

@@ -15,7 +15,7 @@ from library.models.block import Block
 from library.models.clip_text import infer_clip_text_spec
 from library.models.program import Forward, bind
 from library.models.sdxl import SdxlSpec, TextOutputs
-from library.models.sdxl_model_util import SdxlWeights, load_weights, lora_targets
+from library.models.sdxl_model_util import OutlineFile, SdxlWeights, load_weights, lora_targets
 from library.models.unet import Run, infer_unet_spec
 from library.models.vae import VAE_SCALE, Vae, load_vae
 from library.models.weights import to_tensors
@@ -86,6 +86,10 @@ class SdxlFamily:
     def load(self, name_or_path: str, vae: str | None, te2_projection: str) -> SdxlWeights:
         """Read a base model; see ``sdxl_model_util.load_weights`` for what it takes and raises."""
         return load_weights(name_or_path, vae, te2_projection)
+
+    def outline(self, name_or_path: str, vae: str | None) -> SdxlWeights:
+        """The base model checked as ``load`` does, with zeros that take no memory in the place of its values."""
+        return load_weights(name_or_path, vae, file_type=OutlineFile)
 
     def lora_targets(self, weights: SdxlWeights) -> list[LayerTarget]:
         """Every layer that a network may adapt."""

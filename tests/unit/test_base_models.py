@@ -8,7 +8,7 @@ import pytest
 from library.files.safetensors_utils import SafetensorsFile, save_file
 from library.models.diffusers_keys import diffusers_unet_key
 from library.models.sdxl_keys import PARTS, diffusers_names
-from library.models.sdxl_model_util import SdxlWeights, load_weights, lora_targets
+from library.models.sdxl_model_util import OutlineFile, SdxlWeights, load_weights, lora_targets
 from tools.make_tiny_sdxl import make_tiny_sdxl
 from tools.tiny_source import tiny_base
 
@@ -42,6 +42,20 @@ def test_a_diffusers_folder_gives_the_single_files_weights(single: SdxlWeights, 
             expected = array.astype(np.float16).astype(np.float32) if part == "unet" else array
             np.testing.assert_array_equal(loaded.parts[part][key], expected, err_msg=key)
     assert loaded.vae.keys() == single.vae.keys()
+
+
+def test_an_outline_has_everything_but_the_values(single: SdxlWeights, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "base.safetensors"
+    make_tiny_sdxl(file, 1)
+    for model in (file, folder):
+        outline = load_weights(str(model), file_type=OutlineFile)
+        for part in PARTS:
+            shapes = {key: array.shape for key, array in outline.parts[part].items()}
+            assert shapes == {key: array.shape for key, array in single.parts[part].items()}
+        assert {key: array.shape for key, array in outline.vae.items()} == {
+            key: array.shape for key, array in single.vae.items()
+        }
+        assert all(0 in array.strides or array.size <= 1 for array in outline.parts["unet"].values())
 
 
 def test_a_folder_without_weights_says_what_it_looked_for(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,203 @@
+"""How much memory a run will take, before anything is loaded, and which options make it fit.
+
+The counts are those of the program: weights by their shapes, the vectors of what is trained, what the forward pass
+leaves behind (models.footprint). Checked against measured peaks in docs/performance.md.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from library.data.dataset import TrainDataset
+from library.data.tokenizer import token_limit
+from library.models import sdxl
+from library.models.footprint import BlockValues, Footprint, Outline, Shapes
+from library.models.sdxl import SdxlSpec
+from library.models.sdxl_model_util import SdxlWeights
+from library.settings.arguments import TrainArgs
+
+GB = 1e9
+FLOAT = 4
+LIBRARIES = 0.6 * GB
+"""Python, MindSpore and compiled blocks."""
+OPTIMIZER_VECTORS = 2
+"""AdamW's two moments."""
+VECTORS = 4
+"""The trained vector and its gradient, each also in one piece per block."""
+COMFORT = 0.95
+"""Share of the machine's memory that may be planned for."""
+LATENT_PIXELS = 8
+_GROUPS = Path("/sys/fs/cgroup")
+_GROUP_LIMITS = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+"""Files with a control group's limit and use, in the two versions of the system."""
+POSITIONS = 77
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySetup:
+    """What a run's memory depends on."""
+
+    spec: SdxlSpec
+    shapes: Shapes
+    """Part -> key -> shape of the base model's weights."""
+    vae_values: int
+    value_bytes: int = FLOAT
+    """Bytes of a frozen weight and of what flows between blocks: 4, or 2 in half precision."""
+    trained_values: int
+    batch_size: int
+    resolution: tuple[int, int]
+    """Width, height of the largest bucket, in pixels."""
+    chunks: int = 1
+    """Chunks of 77 tokens per caption."""
+    train_text: bool = False
+    kept_share: float = 1.0
+    """Share of the blocks whose products are kept; 1 without --gradient_checkpointing."""
+    accumulates: bool = False
+    """Whether a gradient waits for the next batch's."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by what they hold, in the order in which they are shown."""
+
+    parts: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self.parts.values())
+
+
+def memory_setup(
+    args: TrainArgs, dataset: TrainDataset, weights: SdxlWeights, spec: SdxlSpec, trained_values: int, value_bytes: int
+) -> MemorySetup:
+    """What a run's flags and data say; the batch is the one with the most pixels.
+
+    Args:
+        args: the flags.
+        dataset: the data set.
+        weights: the base model; only shapes are looked at.
+        spec: its layout.
+        trained_values: length of the trained vector.
+        value_bytes: bytes of a value in the frozen models.
+    """
+    _, batch_size, resolution, tokens = max(
+        (size * math.prod(bucket.resolution), size, bucket.resolution, tokens)
+        for data in dataset.datasets
+        for tokens in [token_limit(data.config.max_token_length)]
+        for bucket in data.buckets
+        for size in [min(data.config.batch_size, len(bucket.samples))]
+    )
+    return MemorySetup(
+        spec=spec,
+        shapes={part: {key: array.shape for key, array in named.items()} for part, named in weights.parts.items()},
+        vae_values=sum(array.size for array in weights.vae.values()),
+        value_bytes=value_bytes,
+        trained_values=trained_values,
+        batch_size=batch_size,
+        resolution=resolution,
+        chunks=tokens // sdxl.CHUNK_TOKENS,
+        train_text=not args.network.network_train_unet_only,
+        kept_share=args.compute.kept_share,
+        accumulates=args.optimizer.gradient_accumulation_steps > 1,
+    )
+
+
+def estimate_memory(setup: MemorySetup) -> MemoryEstimate:
+    """The peak of a run's training steps."""
+    blocks = _blocks(setup)
+    values = {part: sum(map(math.prod, shapes.values())) for part, shapes in setup.shapes.items()}
+    activations = sum(block.output for block in blocks) + setup.kept_share * sum(block.kept for block in blocks)
+    vector = FLOAT * setup.trained_values
+    return MemoryEstimate(
+        {
+            "UNet": values["unet"] * setup.value_bytes,
+            "text encoders": (values["te1"] + values["te2"]) * setup.value_bytes,
+            "VAE": setup.vae_values * FLOAT,
+            "what is trained, and its gradients": (VECTORS + setup.accumulates) * vector,
+            "optimizer": OPTIMIZER_VECTORS * vector,
+            "activations kept for the gradient": activations * setup.value_bytes,
+            "the largest block at work": max(block.working for block in blocks) * setup.value_bytes,
+            "libraries and compiled blocks": LIBRARIES,
+        }
+    )
+
+
+def _blocks(setup: MemorySetup) -> Sequence[BlockValues]:
+    run = Footprint(setup.shapes)
+    width, height = (side // LATENT_PIXELS for side in setup.resolution)
+    ids = np.zeros((setup.batch_size, setup.chunks, POSITIONS), np.int64)
+    text = sdxl.encode_text(setup.spec, run, (ids, ids))  # type: ignore[arg-type]  # outlines flow instead of tensors
+    if not setup.train_text:
+        run.blocks.clear()
+    noisy = Outline((setup.batch_size, 4, height, width))
+    timesteps, sizes = np.zeros(setup.batch_size), np.zeros((setup.batch_size, 6))
+    sdxl.predict(setup.spec, run, noisy, timesteps, text, sizes)  # type: ignore[arg-type]
+    return run.blocks
+
+
+def available_memory() -> float:
+    """Bytes that this process may use: what the machine has free, or what its control group leaves it if that is less.
+
+    Infinite where the system does not say.
+    """
+    limits = [math.inf]
+    try:
+        meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        limits.append(int(meminfo["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        pass
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            root = Path("/sys/fs/cgroup")
+            limits.append(int((root / limit).read_text()) - int((root / used).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(limits)
+
+
+def memory_lines(setup: MemorySetup, available: float) -> list[str]:
+    """The estimate as lines of text; where it does not fit into ``available`` bytes, also what would."""
+    estimate = estimate_memory(setup)
+    lines = [f"memory: about {_gb(estimate.total)} at the peak, {_gb(available)} are free"]
+    lines += [f"  {_gb(size):>8}  {name}" for name, size in estimate.parts.items()]
+    if estimate.total <= COMFORT * available:
+        return lines
+    lines.append("  this will not fit, or only just. What would help:")
+    for option, changed in _alternatives(setup):
+        total = estimate_memory(changed).total
+        fits = "fits" if total <= COMFORT * available else "does not fit alone"
+        lines.append(f"  {_gb(estimate.total - total):>8}  less with {option}: {_gb(total)}, {fits}")
+    return lines
+
+
+def _alternatives(setup: MemorySetup) -> list[tuple[str, MemorySetup]]:
+    """Options that take less, with what they make of the setup."""
+    found = []
+    if setup.kept_share > 0.5:
+        half = replace(setup, kept_share=0.5)
+        found.append(("--gradient_checkpointing --gradient_checkpointing_keep=0.5", half))
+    if setup.kept_share > 0:
+        found.append(("--gradient_checkpointing", replace(setup, kept_share=0.0)))
+    if setup.batch_size > 1:
+        found.append(("batch_size = 1", replace(setup, batch_size=1)))
+    width, height = setup.resolution
+    smaller = (max(64, width * 3 // 4 // 64 * 64), max(64, height * 3 // 4 // 64 * 64))
+    found.append(
+        (f"a resolution three quarters as large ({smaller[0]} x {smaller[1]})", replace(setup, resolution=smaller))
+    )
+    found.append(("half the --network_dim", replace(setup, trained_values=setup.trained_values // 2)))
+    return found
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:.1f} GB" if math.isfinite(size) else "an unknown amount"

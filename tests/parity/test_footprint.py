@@ -1,0 +1,52 @@
+"""What the memory estimate counts from shapes is what a forward pass holds."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from library.models.block import Block
+from library.models.footprint import Footprint, Outline
+from library.models.sdxl import encode_text, predict
+from library.models.sdxl_model_util import _expected_parts
+from library.models.sdxl_spec import TINY_SDXL
+from library.settings.arguments import read_train_args
+from library.training.block_vjp import BlockTape
+from tests.parity.test_modes import ARGV, made_up_run
+from tools.replay_steps import prediction, set_up
+
+pytestmark = pytest.mark.usefixtures("device")
+
+
+class CountingTape(BlockTape):
+    """Notes the size of each call's output, and what was kept of it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.counts: list[tuple[str, int, int]] = []
+
+    def __call__(self, block: Block, *inputs: Tensor) -> Tensor:
+        """Apply one block."""
+        before = len(self._calls)
+        output = super().__call__(block, *inputs)
+        kept = sum(x.size for call in self._calls[before:] for x in call.kept)
+        self.counts.append((block.prefix, output.size, kept))
+        return output
+
+
+@pytest.mark.slow
+def test_outputs_and_kept_products_are_counted_from_shapes() -> None:
+    recording = made_up_run(ARGV.replace("--network_train_unet_only", ""), steps=1)
+    replay = set_up(recording, read_train_args(recording.argv, require_paths=False), False)
+    predict_with, _ = prediction(replay, 0)
+    step = replay.step
+    tape = CountingTape(step._bound, step.trainable.split(step.theta), keep=1.0)
+    predict_with(tape)
+
+    spec, shapes = replay.base.model.spec, _expected_parts(TINY_SDXL)
+    run = Footprint(shapes)
+    ids = np.zeros((2, 1, 77), np.int64)
+    text = encode_text(spec, run, (ids, ids))  # type: ignore[arg-type]
+    predict(spec, run, Outline((2, 4, 16, 16)), np.zeros(2), text, np.zeros((2, 6)))  # type: ignore[arg-type]
+    assert [(b.output, b.kept) for b in run.blocks] == [(output, kept) for _, output, kept in tape.counts]
