@@ -138,7 +138,9 @@ def prepare(args: TrainArgs) -> Run:
     module = run_setup.import_network_module(args.network.network_module)
     rule = run_setup.optimizer_rule(args.optimizer)
     device = init_device(args.compute.device, args.compute.flash_attn, args.compute.mixed_precision)
-    configs = load_dataset_configs(args.dataset.dataset_config, args.dataset_defaults())
+    configs = load_dataset_configs(
+        args.dataset.dataset_config, args.dataset_defaults(), masked_loss=args.loss.masked_loss
+    )
     family.check_buckets(configs)
     dataset = TrainDataset(configs, sdxl_tokenizers(), rng, workers=args.dataset.max_data_loader_n_workers)
     length = run_setup.run_length(dataset.batches_per_epoch, args.optimizer, args.run)

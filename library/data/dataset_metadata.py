@@ -66,7 +66,7 @@ def _dataset_entry(dataset: BucketedDataset) -> dict[str, object]:
     config = dataset.config
     low, high = round_limits(config.min_bucket_reso, config.max_bucket_reso, config.bucket_reso_steps)
     return {
-        "is_dreambooth": config.kind == "dreambooth",
+        "is_dreambooth": config.kind != "finetuning",
         "batch_size_per_device": config.batch_size,
         "num_train_images": dataset.num_train_images,
         "num_reg_images": dataset.num_reg_images,
@@ -77,7 +77,7 @@ def _dataset_entry(dataset: BucketedDataset) -> dict[str, object]:
         "tag_frequency": _tag_frequency(dataset),
         "bucket_info": bucket_info(dataset),
         "resize_interpolation": config.resize_interpolation,
-        "subsets": [_subset_entry(scan, config.kind == "dreambooth") for scan in dataset.scans],
+        "subsets": [_subset_entry(scan, config.kind != "finetuning") for scan in dataset.scans],
     }
 
 
@@ -86,7 +86,7 @@ def _subset_entry(scan: SubsetScan, is_dreambooth: bool) -> dict[str, object]:
     entry: dict[str, object] = {
         "img_count": len(scan.images),
         "num_repeats": config.num_repeats,
-        "color_aug": False,  # not built
+        "color_aug": config.color_aug,
         "flip_aug": config.flip_aug,
         "random_crop": config.random_crop,
         "shuffle_caption": config.shuffle_caption,

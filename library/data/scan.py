@@ -56,6 +56,7 @@ def scan_dataset(config: DatasetConfig, findings: Findings) -> list[SubsetScan]:
 
     A subset with num_repeats below 1, or whose folder or metadata file an earlier one has, is left out with a note.
     """
+    findings.notes += config.notes
     scan = _scan_metadata if config.kind == "finetuning" else _scan_folder
     scans: list[SubsetScan] = []
     seen: set[str | None] = set()

@@ -29,6 +29,9 @@ from library.settings.table_file import read_table
 DATASET_KEYS: Mapping[str, str] = MappingProxyType({"train_batch_size": "batch_size", "dataset_repeats": "num_repeats"})
 """Flags whose key in the dataset file has another name."""
 
+NO_KEYS = ("dataset_config", "train_data_dir", "reg_data_dir", "in_json", "max_data_loader_n_workers")
+"""Flags of the group that are no fallbacks for keys of the dataset file."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainArgs:
@@ -49,8 +52,8 @@ class TrainArgs:
 
     def dataset_defaults(self) -> dict[str, object]:
         """The command line's fallbacks for the dataset file, under the names of the file's keys."""
-        fallbacks = {DATASET_KEYS.get(name, name): value for name, value in vars(self.dataset).items()}
-        del fallbacks["dataset_config"], fallbacks["max_data_loader_n_workers"]
+        given = {name: value for name, value in vars(self.dataset).items() if name not in NO_KEYS}
+        fallbacks = {DATASET_KEYS.get(name, name): value for name, value in given.items()}
         return fallbacks | {"prior_loss_weight": self.loss.prior_loss_weight}
 
 

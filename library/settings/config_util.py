@@ -4,7 +4,7 @@ A value is looked up in the subset, its dataset, [general], the command line, an
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,20 @@ class SubsetConfig:
     class_tokens: str | None = None
     """Caption of pictures that have no caption file (DreamBooth)."""
     caption_extension: str = ".caption"
-    """Ending of caption files, with its dot (DreamBooth)."""
+    """Ending of caption files, with its dot (folders)."""
+    color_aug: bool = False
+    """Vary hue or brightness of some samples."""
+    face_crop_aug_range: tuple[float, float] | None = None
+    """Least and greatest size of a crop around a face, relative to the face; None is off. Needs file names that say
+    where the face is (`..._centerx_centery_width_height.png`)."""
+    alpha_mask: bool = False
+    """The picture's transparency is the mask of its loss."""
+    conditioning_data_dir: str | None = None
+    """Folder of masks for the loss, one for each picture (masked)."""
+    cache_info: bool = False
+    """Asks the original for a file with sizes and captions (folders)."""
+    custom_attributes: Mapping[str, object] = field(default_factory=dict)
+    """Whatever else a file says about the subset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +90,7 @@ class DatasetConfig:
     subsets: tuple[SubsetConfig, ...]
     """In the file's order."""
     kind: Kind
-    """finetuning when the subsets have metadata files."""
+    """finetuning when the subsets have metadata files, masked when they have folders of masks."""
     source: str = ""
     """Where the dataset was written, for messages: `data.toml [[datasets]] 1`."""
     batch_size: int = 1
@@ -100,23 +113,33 @@ class DatasetConfig:
     """Caption tokens: None (75), 150 or 225. From the command line only."""
     prior_loss_weight: float = 1.0
     """Loss weight of regularisation pictures. From the command line only."""
+    validation_split: float = 0.0
+    """Part of each subset's pictures, 0 to 1, that is held back from training."""
+    validation_seed: int | None = None
+    """Draws the pictures held back; None takes the run's seed."""
+    network_multiplier: float = 1.0
+    """Without effect, as in the original."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about the settings, one line each, for the log."""
 
 
-SUBSET_FIELDS = frozenset(field.name for field in fields(SubsetConfig)) - {"source"}
-DATASET_FIELDS = frozenset(field.name for field in fields(DatasetConfig)) - {"source", "subsets", "kind"}
+SUBSET_FIELDS = frozenset(each.name for each in fields(SubsetConfig)) - {"source"}
+DATASET_FIELDS = frozenset(each.name for each in fields(DatasetConfig)) - {"source", "subsets", "kind", "notes"}
 
 
-def load_dataset_configs(path: str | Path, defaults: Mapping[str, object]) -> tuple[DatasetConfig, ...]:
+def load_dataset_configs(
+    path: str | Path, defaults: Mapping[str, object], *, masked_loss: bool = False
+) -> tuple[DatasetConfig, ...]:
     """Read a dataset file; `defaults` are the command line's fallbacks under the file's key names, None meaning unset.
 
     Paths inside stay as written (relative to the working folder, as in the original). A file without datasets gives an
     empty tuple. Raises UsageError (a ValueError) that lists every problem with its place and what is allowed.
     """
-    return dataset_configs(read_table(path), Path(path).name, defaults)
+    return dataset_configs(read_table(path), Path(path).name, defaults, masked_loss=masked_loss)
 
 
 def dataset_configs(
-    table: Mapping[str, object], name: str, defaults: Mapping[str, object]
+    table: Mapping[str, object], name: str, defaults: Mapping[str, object], *, masked_loss: bool = False
 ) -> tuple[DatasetConfig, ...]:
     """Like load_dataset_configs for a table already read; `name` stands for the file in messages."""
     strangers = set(defaults) - SUBSET_FIELDS - DATASET_FIELDS
@@ -126,18 +149,19 @@ def dataset_configs(
     general = check.values(check.table(table, "general", name), GENERAL, f"{name} {GENERAL}")
     outer = _from_command_line(defaults) | general
     datasets = [
-        _dataset(check, dataset, f"{name} {DATASET} {number}", outer)
+        _dataset(check, dataset, f"{name} {DATASET} {number}", outer, masked_loss)
         for number, dataset in enumerate(check.tables(table, "datasets", name), 1)
     ]
     raise_if_any(check.problems, name)
-    return tuple(dataset for dataset in datasets if dataset is not None)
+    made = tuple(dataset for dataset in datasets if dataset is not None)
+    return (replace(made[0], notes=tuple(check.notes)), *made[1:]) if made else ()
 
 
-def _dataset(check: Checker, table: Table, place: str, outer: Table) -> DatasetConfig | None:
+def _dataset(check: Checker, table: Table, place: str, outer: Table, masked_loss: bool) -> DatasetConfig | None:
     """Make one dataset; None when a problem (noted in `check`) stands in the way."""
     known_problems = len(check.problems)
     subsets = check.tables(table, "subsets", place)
-    kind = _kind(check, subsets, place)
+    kind = _kind(check, subsets, place, masked_loss)
     own = check.values({key: value for key, value in table.items() if key != "subsets"}, DATASET, place, kind)
     values = outer | own
     ready = []
@@ -158,18 +182,32 @@ def _dataset(check: Checker, table: Table, place: str, outer: Table) -> DatasetC
     )
 
 
-def _kind(check: Checker, subsets: list[Table], place: str) -> Kind | None:
-    """Fine-tuning when every subset has a metadata_file, DreamBooth when none has; a mixture is a problem."""
+def _kind(check: Checker, subsets: list[Table], place: str, masked_loss: bool) -> Kind | None:
+    """Say what kind of dataset the subsets make, by the keys that all of them have; a mixture is a problem."""
+    with_masks = sum("conditioning_data_dir" in subset for subset in subsets)
+    if with_masks and not masked_loss:
+        check.problems.append(
+            f"{place}: conditioning_data_dir needs --masked_loss on the command line; give it, or leave the key out"
+        )
+    if _is_mixed(check, with_masks, len(subsets), "a conditioning_data_dir (masks for the loss)", place):
+        return None
+    if with_masks:
+        return "masked"
     with_file = sum("metadata_file" in subset for subset in subsets)
-    if with_file == 0:
-        return "dreambooth"
-    if with_file == len(subsets):
-        return "finetuning"
-    check.problems.append(
-        f"{place}: {with_file} of {len(subsets)} subsets have a metadata_file (fine-tuning), the others none "
-        "(DreamBooth); put the two kinds into [[datasets]] of their own"
-    )
-    return None
+    if _is_mixed(check, with_file, len(subsets), "a metadata_file (fine-tuning)", place):
+        return None
+    return "finetuning" if with_file else "dreambooth"
+
+
+def _is_mixed(check: Checker, count: int, of: int, what: str, place: str) -> bool:
+    """Complain when some but not all subsets have something that makes a kind of dataset."""
+    mixed = 0 < count < of
+    if mixed:
+        check.problems.append(
+            f"{place}: {count} of {of} subsets have {what}, the others none; put the two kinds into [[datasets]] of "
+            "their own"
+        )
+    return mixed
 
 
 def _check_sizes(check: Checker, values: Table, place: str) -> None:

@@ -2,12 +2,19 @@
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from library.settings.dataset_keys import COMMAND_LINE_ONLY, DATASET, GENERAL, KEYS, SUBSET, Kind
+from library.settings.dataset_keys import COMMAND_LINE_ONLY, DATASET, GENERAL, KEYS, SUBSET, Key, Kind
 from library.settings.did_you_mean import did_you_mean
 
 Table = dict[str, Any]
+
+KIND_WORDS: Mapping[Kind, str] = MappingProxyType({
+    "dreambooth": "subsets without metadata_file (DreamBooth)",
+    "finetuning": "subsets with metadata_file (fine-tuning)",
+    "masked": "subsets with conditioning_data_dir (--masked_loss)",
+})  # fmt: skip
 
 
 class Checker:
@@ -16,6 +23,7 @@ class Checker:
     def __init__(self, name: str) -> None:
         self.name = name
         self.problems: list[str] = []
+        self.notes: list[str] = []  # what is taken, and should be known
         self.unread: set[str] = set()  # keys with a value that is not allowed
 
     def tables(self, owner: Mapping[str, object], key: str, place: str) -> list[Table]:
@@ -48,7 +56,7 @@ class Checker:
                 )
 
     def values(self, table: Mapping[str, object], level: str, place: str, kind: Kind | None = None) -> Table:
-        """Return the typed values of `table`, whose keys must be allowed at `level`; features not built are left out.
+        """Return the typed values of `table`, whose keys must be allowed at `level`.
 
         `kind` is the kind of dataset; None allows the keys of all kinds (in [general]).
         """
@@ -56,20 +64,32 @@ class Checker:
         for name, value in table.items():
             problem = _misplaced(name, level, kind)
             if problem is None:
-                key = KEYS[name]
                 try:
-                    typed = key.value.read(value)
+                    read[name] = self._typed(KEYS[name], value, level, place)
                 except (ValueError, TypeError):
                     self.unread.add(name)
-                    problem = f"{name} = {_toml(value)} is not allowed; allowed: {key.value.allowed}"
+                    problem = f"{name} = {_toml(value)} is not allowed; allowed: {KEYS[name].value.allowed}"
                 else:
-                    if key.off is None:
-                        read[name] = typed
-                    elif not key.off(typed):
-                        problem = f"{name} = {_toml(value)} is not built yet; leave it out"
+                    why = KEYS[name].refused(read[name])
+                    problem = f"{name} = {_toml(value)}: {why}" if why else None
             if problem is not None:
                 self.problems.append(f"{place}: {problem}")
         return read
+
+    def _typed(self, key: Key, value: object, level: str, place: str) -> object:
+        """Return the typed value of a key and note what should be known about it; raises ValueError or TypeError."""
+        given = f"{place}: {key.name} = {_toml(value)}"
+        try:
+            typed = key.value.read(value)
+        except (ValueError, TypeError):
+            if key.value.slip is None or level not in key.slips_in:
+                raise
+            typed = key.value.slip(value)
+            read_as = "left unset" if typed is None else f"read as {_toml(typed)}"
+            self.notes.append(f"{given} is {read_as}; allowed: {key.value.allowed}")
+        if line := key.note(typed):
+            self.notes.append(f"{given}: {line}")
+        return typed
 
 
 def _misplaced(name: str, level: str, kind: Kind | None) -> str | None:
@@ -83,9 +103,8 @@ def _misplaced(name: str, level: str, kind: Kind | None) -> str | None:
     key = KEYS[name]
     if level not in key.places:
         return f"{name} cannot stand in {level}; {_where(name)}"
-    if kind and key.only and kind != key.only:
-        other = "without metadata_file (DreamBooth)" if key.only == "dreambooth" else "with metadata_file (fine-tuning)"
-        return f"{name} is only for subsets {other}; leave it out"
+    if kind and kind not in key.kinds:
+        return f"{name} is only for {' and '.join(KIND_WORDS[known] for known in key.kinds)}; leave it out"
     return None
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from library.settings.flag_readers import RESOLUTION, STEPS_OR_RATIO
+from library.settings.flag_readers import LOW_HIGH, RESOLUTION, STEPS_OR_RATIO
 from library.settings.flags import Range, Synonyms
 
 AT_LEAST_0 = Range(low=0)
@@ -30,10 +30,17 @@ class ModelArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetArgs:
-    """Pictures and captions. All but the first two are fallbacks for the dataset file's keys."""
+    """Pictures and captions. All but the files and the workers are fallbacks for the dataset file's keys."""
 
     dataset_config: str = ""
     """Dataset file (.toml or .json) that names the folders of pictures."""
+    train_data_dir: str | None = None
+    """Without --dataset_config: folder that holds folders of pictures named REPEATS_class, for example 10_sks dog. With
+    --in_json: the folder of the pictures themselves."""
+    reg_data_dir: str | None = None
+    """With --train_data_dir: folder that holds folders of regularisation pictures, named likewise."""
+    in_json: str | None = None
+    """Without --dataset_config: metadata file (.json or .jsonl) with the captions of the pictures."""
     max_data_loader_n_workers: Annotated[int, AT_LEAST_0] = 8
     """Processes that load pictures; 0 loads them in the training process. The result is the same for any number."""
     train_batch_size: Annotated[int, AT_LEAST_1] = 1
@@ -60,6 +67,18 @@ class DatasetArgs:
     """Mirror half of the pictures, drawn anew in each epoch."""
     random_crop: bool = False
     """Crop at a random place instead of the centre."""
+    color_aug: bool = False
+    """Vary hue or brightness of a third of the samples."""
+    face_crop_aug_range: Annotated[tuple[float, float] | None, LOW_HIGH] = None
+    """Crop around the face named in a picture's file name, this many times the face's size: least,greatest."""
+    alpha_mask: bool = False
+    """Use the pictures' transparency as mask of the loss."""
+    cache_info: bool = False
+    """For the original: a file with the pictures' sizes and captions. Here they are looked at anew."""
+    validation_split: Annotated[float, ZERO_TO_ONE] = 0.0
+    """Part of each subset's pictures, 0 to 1, that is held back from training."""
+    validation_seed: int | None = None
+    """Draws the pictures held back; unset takes --seed."""
     caption_extension: str = ".caption"
     """Ending of caption files, for example .txt; the dot may be left out."""
     shuffle_caption: bool = False
@@ -198,6 +217,8 @@ class LossArgs:
     """Part, 0 to 1, of a v-prediction-like loss added to the noise prediction's; 0 is off."""
     prior_loss_weight: Annotated[float, AT_LEAST_0] = 1.0
     """Weight of regularisation pictures in the loss."""
+    masked_loss: bool = False
+    """Weigh the loss by masks: subsets may name a folder of them (conditioning_data_dir in the dataset file)."""
 
 
 @dataclass(frozen=True, kw_only=True)

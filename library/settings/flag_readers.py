@@ -10,6 +10,13 @@ def _resolution(text: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
+def _low_high(text: str) -> tuple[float, float]:
+    low, high = (float(part) for part in text.split(","))
+    if not 0 <= low <= high < float("inf"):
+        raise ValueError(text)
+    return low, high
+
+
 def _steps_or_ratio(text: str) -> int | float:
     if text.endswith("%"):
         ratio = float(text[:-1]) / 100
@@ -26,6 +33,9 @@ def _steps_or_ratio(text: str) -> int | float:
 
 RESOLUTION = Read(_resolution, "a side or width,height in pixels, for example 1024 or 1216,832")
 """`S` or `W,H` to (width, height)."""
+
+LOW_HIGH = Read(_low_high, "two numbers of at least 0, the smaller one first, for example 1.0,2.0")
+"""`LOW,HIGH` to (low, high)."""
 
 STEPS_OR_RATIO = Read(_steps_or_ratio, "a whole number of steps, a ratio below 1 such as 0.05, or a part such as 5%")
 """A whole number stays int; a ratio or a percentage is a float and means that part of all steps."""

@@ -19,10 +19,9 @@ NO_STATE = "training states are neither saved nor resumed; use --network_weights
 NO_SAMPLES = "draw with sdxl_minimal_inference.py from the files saved on the way (--save_every_n_steps)"
 NO_TRACKER = "the progress bar and the console log show the loss; leave it out"
 NO_UPLOAD = "nothing is sent anywhere; upload the saved file with huggingface-cli upload"
-NO_VALIDATION = "leave it out; hold some pictures back in a folder of their own"
+NO_VALIDATION = "pictures held back by --validation_split are left out of training, no loss is computed on them"
 NO_DEEPSPEED = "DeepSpeed needs torch; use --gradient_checkpointing to save memory"
 NO_DDP = "it sets up torch's data-parallel training; leave it out"
-NO_FOLDERS = "name the folders in a dataset file and give it with --dataset_config"
 ATTENTION = "attention is chosen by the device: flash attention on Ascend with --flash_attn, else the plain one"
 
 MAPPED: Mapping[str, tuple[Takes, str]] = MappingProxyType({
@@ -44,16 +43,8 @@ ALIASES: Mapping[str, str] = MappingProxyType({"caption_extention": "caption_ext
 
 NOT_BUILT: Mapping[str, tuple[Takes, str]] = MappingProxyType({
     # data
-    "train_data_dir": (ONE, NO_FOLDERS),
-    "reg_data_dir": (ONE, NO_FOLDERS + " (is_reg = true)"),
-    "in_json": (ONE, NO_FOLDERS + " (metadata_file)"),
     "dataset_class": (ONE, "only dataset files are read; use --dataset_config"),
     "debug_dataset": (SWITCH, "leave it out"),
-    "cache_info": (SWITCH, "picture sizes and captions are read at every start; leave it out"),
-    "color_aug": (SWITCH, "leave it out"),
-    "face_crop_aug_range": (ONE, "leave it out, or crop the pictures beforehand"),
-    "alpha_mask": (SWITCH, "the loss covers the whole picture; leave it out"),
-    "masked_loss": (SWITCH, "the loss covers the whole picture; leave it out"),
     "weighted_captions": (SWITCH, "leave it out; brackets and weights in captions are then ordinary text"),
     "cache_latents": (SWITCH, NO_CACHE),
     "cache_latents_to_disk": (SWITCH, NO_CACHE),
@@ -94,8 +85,6 @@ NOT_BUILT: Mapping[str, tuple[Takes, str]] = MappingProxyType({
     "wandb_run_name": (ONE, NO_TRACKER),
     "wandb_api_key": (ONE, NO_TRACKER),
     "log_config": (SWITCH, NO_TRACKER),
-    "validation_split": (ONE, NO_VALIDATION),
-    "validation_seed": (ONE, NO_VALIDATION),
     "validate_every_n_steps": (ONE, NO_VALIDATION),
     "validate_every_n_epochs": (ONE, NO_VALIDATION),
     "max_validation_steps": (ONE, NO_VALIDATION),
