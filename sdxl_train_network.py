@@ -127,7 +127,7 @@ def prepare(args: TrainArgs) -> Run:
     from library.runs import run_setup
     from library.runs.checkpoint import Saver
     from library.runs.sdxl_train_util import SdxlFamily, build_model
-    from library.settings.config_util import load_dataset_configs
+    from library.settings.folder_form import run_dataset_configs
     from library.training.noise_schedule import make_noise_schedule
     from library.training.train_util import TrainStep
     from library.training.trainable import Trainable
@@ -138,9 +138,7 @@ def prepare(args: TrainArgs) -> Run:
     module = run_setup.import_network_module(args.network.network_module)
     rule = run_setup.optimizer_rule(args.optimizer)
     device = init_device(args.compute.device, args.compute.flash_attn, args.compute.mixed_precision)
-    configs = load_dataset_configs(
-        args.dataset.dataset_config, args.dataset_defaults(), masked_loss=args.loss.masked_loss
-    )
+    configs = run_dataset_configs(args.dataset_defaults(), **args.dataset_sources())
     family.check_buckets(configs)
     dataset = TrainDataset(configs, sdxl_tokenizers(), rng, workers=args.dataset.max_data_loader_n_workers)
     length = run_setup.run_length(dataset.batches_per_epoch, args.optimizer, args.run)

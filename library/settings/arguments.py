@@ -29,7 +29,9 @@ from library.settings.table_file import read_table
 DATASET_KEYS: Mapping[str, str] = MappingProxyType({"train_batch_size": "batch_size", "dataset_repeats": "num_repeats"})
 """Flags whose key in the dataset file has another name."""
 
-NO_KEYS = ("dataset_config", "train_data_dir", "reg_data_dir", "in_json", "max_data_loader_n_workers")
+SOURCES = ("dataset_config", "train_data_dir", "reg_data_dir", "in_json")
+"""Flags that say where the pictures are."""
+NO_KEYS = (*SOURCES, "max_data_loader_n_workers")
 """Flags of the group that are no fallbacks for keys of the dataset file."""
 
 
@@ -55,6 +57,10 @@ class TrainArgs:
         given = {name: value for name, value in vars(self.dataset).items() if name not in NO_KEYS}
         fallbacks = {DATASET_KEYS.get(name, name): value for name, value in given.items()}
         return fallbacks | {"prior_loss_weight": self.loss.prior_loss_weight}
+
+    def dataset_sources(self) -> dict[str, Any]:
+        """What says where the pictures are, for folder_form.run_dataset_configs."""
+        return {name: getattr(self.dataset, name) for name in SOURCES} | {"masked_loss": self.loss.masked_loss}
 
 
 GROUPS: Mapping[str, type] = MappingProxyType({

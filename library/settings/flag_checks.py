@@ -9,12 +9,25 @@ from library.settings.problems import UsageError
 Values = Mapping[str, Any]
 """Every flag's typed value by name, defaults filled in."""
 
-REQUIRED = ("pretrained_model_name_or_path", "dataset_config", "network_module", "output_dir")
+REQUIRED = (
+    ("pretrained_model_name_or_path",),
+    ("dataset_config", "train_data_dir", "in_json"),
+    ("network_module",),
+    ("output_dir",),
+)
+"""Of each of these flags one must be given."""
+FOLDER_FLAGS = ("train_data_dir", "reg_data_dir", "in_json")
+"""Flags that name the pictures instead of a dataset file."""
 
 
 def _timesteps_empty(values: Values) -> bool:
     low, high = values["min_timestep"], values["max_timestep"]
     return bool((0 if low is None else low) >= (1000 if high is None else high))
+
+
+def _without_file(values: Values, *names: str) -> bool:
+    """Whether these flags are given and count, as there is no dataset file."""
+    return not values["dataset_config"] and all(values[name] for name in names)
 
 
 CONFLICTS: tuple[tuple[Callable[[Values], bool], str], ...] = (
@@ -37,6 +50,18 @@ CONFLICTS: tuple[tuple[Callable[[Values], bool], str], ...] = (
     (
         lambda v: v["gradient_checkpointing_keep"] and not v["gradient_checkpointing"],
         "--gradient_checkpointing_keep needs --gradient_checkpointing; without it everything is kept",
+    ),
+    (
+        lambda v: _without_file(v, "reg_data_dir") and not (v["train_data_dir"] or v["in_json"]),
+        "--reg_data_dir needs --train_data_dir, whose pictures its own accompany",
+    ),
+    (
+        lambda v: _without_file(v, "reg_data_dir", "in_json"),
+        "--reg_data_dir cannot go with --in_json, which knows no regularisation pictures; leave one out",
+    ),
+    (
+        lambda v: (_without_file(v, "train_data_dir") or _without_file(v, "in_json")) and not v["resolution"],
+        "--resolution is missing; without a dataset file only it says the training size",
     ),
     (_timesteps_empty, "--min_timestep must be below --max_timestep (unset: 0 and 1000), or no timestep is left"),
 )
@@ -79,6 +104,18 @@ NOTES: tuple[tuple[Callable[[Values], bool], str], ...] = (
         lambda v: v["save_n_epoch_ratio"] and v["save_every_n_epochs"],
         "--save_n_epoch_ratio replaces --save_every_n_epochs",
     ),
+    (
+        lambda v: v["dataset_config"] and any(v[name] for name in FOLDER_FLAGS),
+        "--train_data_dir, --reg_data_dir and --in_json have no effect with --dataset_config, as in the original",
+    ),
+    (
+        lambda v: _without_file(v, "train_data_dir") and not v["in_json"] and v["dataset_repeats"] != 1,
+        "--dataset_repeats has no effect with --train_data_dir, whose folders' names begin with their repeats",
+    ),
+    (
+        lambda v: v["validation_seed"] is not None and not v["validation_split"] and not v["dataset_config"],
+        "--validation_seed has no effect without --validation_split",
+    ),
 )
 """(condition, line): told in the log, the run goes on."""
 
@@ -108,4 +145,8 @@ def notes(values: Values) -> list[str]:
 
 def missing(values: Values) -> list[str]:
     """List the required flags that were not given."""
-    return [f"--{name} is required" for name in REQUIRED if not values[name]]
+    return [
+        " or ".join(f"--{name}" for name in names) + " is required"
+        for names in REQUIRED
+        if not any(values[name] for name in names)
+    ]
