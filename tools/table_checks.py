@@ -12,6 +12,7 @@ from library.data import buckets
 from library.data.captions import CaptionMoment, process_caption, tag_frequency
 from library.data.prompt_syntax import line_to_prompt_dict, parse_prompt_attention
 from library.data.tokenizer import sdxl_tokenizers
+from library.data.validation import split_positions
 from library.settings.config_util import SubsetConfig
 
 Check = Callable[[Any], list[str]]
@@ -125,6 +126,17 @@ def check_shuffle_buckets(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     return mismatches
 
 
+def check_split_train_val(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names i0, i1, ... in training and validation; ours has no name in both, which the reference can have."""
+    mismatches = []
+    for case in cases:
+        parts = split_positions(case["n"], case["split"], case["seed"])
+        got = [[f"i{position}" for position in part] for part in parts]
+        expected = [case["train"], [name for name in case["val"] if name not in case["train"]]]
+        mismatches += _compare(f"split_train_val n={case['n']} split={case['split']}", got, expected)
+    return mismatches
+
+
 def check_tokens(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     """Token ids (and weights) of `tokens.json` for both tokenizers, every max_token_length."""
     mismatches = []
@@ -151,4 +163,5 @@ TABLE_CHECKS: dict[str, Check] = {
     "line_to_prompt_dict": check_line_to_prompt_dict,
     "parse_prompt_attention": check_parse_prompt_attention,
     "shuffle_buckets": check_shuffle_buckets,
+    "split_train_val": check_split_train_val,
 }

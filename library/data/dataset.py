@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from library.data.batch import Batch
-from library.data.bucketed import BucketedDataset, PlacedImage, build_bucketed
+from library.data.bucketed import PlacedImage, build_bucketed
 from library.data.captions import CaptionMoment
 from library.data.image_files import check_images
 from library.data.image_util import import_cv2
@@ -20,8 +20,9 @@ from library.data.loader import ordered_map
 from library.data.plan import Plan, make_plan
 from library.data.run_rng import RunRng
 from library.data.sample import DrawnSample, draw_sample, sample_pixels, size_ids
-from library.data.scan import Findings, scan_dataset
+from library.data.scan import Findings, scan_datasets
 from library.data.tokenizer import ClipTokenizer
+from library.data.validation import hold_back
 from library.settings.config_util import DatasetConfig
 from library.settings.problems import raise_if_any
 
@@ -39,7 +40,10 @@ class BatchRef:
 
 
 class TrainDataset:
-    """All [[datasets]] of a run, concatenated; their batches are shuffled together."""
+    """All [[datasets]] of a run, concatenated; their batches are shuffled together.
+
+    `datasets` are trained; `validation` has for each of them the images held back (validation_split), possibly none.
+    """
 
     def __init__(
         self,
@@ -59,17 +63,19 @@ class TrainDataset:
         """
         import_cv2()
         findings = Findings()
-        if not configs:
-            findings.problems.append("the dataset config has no [[datasets]]")
-        scans = [scan_dataset(config, findings) for config in configs]
+        scans = scan_datasets(configs, findings)
+        parts = hold_back(configs, scans, rng.seed, findings)
         paths = (image.path for subsets in scans for subset in subsets for image in subset.images)
         sizes = check_images(paths, findings.problems)
-        self.datasets: tuple[BucketedDataset, ...] = tuple(
-            build_bucketed(config, subsets, sizes, findings) for config, subsets in zip(configs, scans, strict=True)
+        self.datasets, self.validation = (
+            tuple(
+                build_bucketed(config, subsets, sizes, findings) for config, subsets in zip(configs, part, strict=True)
+            )
+            for part in (parts.training, parts.validation)
         )
-        raise_if_any(findings.problems, "the training data")
         for note in findings.notes:
             logger.warning(note)
+        raise_if_any(list(dict.fromkeys(findings.problems)), "the training data")
         self._notes = findings.notes
         self._tokenizers = tuple(tokenizers)
         self._rng = rng
@@ -79,6 +85,11 @@ class TrainDataset:
     def batches_per_epoch(self) -> int:
         """Number of batches in one epoch, short ones included."""
         return sum(len(dataset.batch_list()) for dataset in self.datasets)
+
+    @property
+    def num_validation_images(self) -> int:
+        """Images of all data sets that are held back from training."""
+        return sum(len(dataset.images) for dataset in self.validation)
 
     @property
     def num_train_images(self) -> int:

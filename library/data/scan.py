@@ -4,7 +4,7 @@ Whatever is wrong is collected, so that a user sees all of it at once.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,8 @@ class CaptionedImage:
 
     path: Path
     caption: str
+    tag_text: str
+    """The part of the caption whose tags are counted for the saved file's metadata."""
 
 
 @dataclass
@@ -39,10 +41,16 @@ class SubsetScan:
 
     config: SubsetConfig
     images: list[CaptionedImage] = field(default_factory=list)
-    uncaptioned: list[Path] = field(default_factory=list)
-    """Images without a caption of their own or class_tokens; they train with an empty one."""
-    tags: dict[str, int] = field(default_factory=dict)
-    """How often each tag occurs."""
+
+    @property
+    def uncaptioned(self) -> list[Path]:
+        """Images without a caption of their own or class_tokens; they train with an empty one."""
+        return [image.path for image in self.images if not image.caption]
+
+    @property
+    def tags(self) -> dict[str, int]:
+        """How often each tag occurs."""
+        return tag_frequency(image.tag_text for image in self.images if image.tag_text)
 
 
 def subset_name(subset: SubsetConfig) -> str:
@@ -51,10 +59,22 @@ def subset_name(subset: SubsetConfig) -> str:
     return os.path.basename(os.path.normpath(location))
 
 
-def scan_dataset(config: DatasetConfig, findings: Findings) -> list[SubsetScan]:
+def scan_datasets(configs: Sequence[DatasetConfig], findings: Findings) -> list[list[SubsetScan]]:
+    """The images and captions of all data sets; that nothing at all is left to train is a problem."""
+    if not configs:
+        findings.problems.append("the dataset config has no [[datasets]]")
+    scans = [_scan_dataset(config, findings) for config in configs]
+    if configs and not any(scans) and not findings.problems:
+        findings.problems += ["there is no subset to train", *findings.notes]
+        findings.notes.clear()
+    return scans
+
+
+def _scan_dataset(config: DatasetConfig, findings: Findings) -> list[SubsetScan]:
     """The images and captions of all subsets that are trained; pixels are not looked at here.
 
-    A subset with num_repeats below 1, or whose folder or metadata file an earlier one has, is left out with a note.
+    A subset that has no images or num_repeats below 1, or whose folder or metadata file an earlier one has, is left
+    out with a note.
     """
     findings.notes += config.notes
     scan = _scan_metadata if config.kind == "finetuning" else _scan_folder
@@ -63,22 +83,27 @@ def scan_dataset(config: DatasetConfig, findings: Findings) -> list[SubsetScan]:
     for subset in config.subsets:
         location = subset.metadata_file if config.kind == "finetuning" else subset.image_dir
         if subset.num_repeats < 1:
-            findings.notes.append(f"{subset.source}: left out, since num_repeats is {subset.num_repeats}")
+            findings.notes.append(
+                f"{subset.source}: left out with all images of {location!r}, since num_repeats is {subset.num_repeats}"
+            )
         elif location in seen:
             findings.notes.append(f"{subset.source}: left out, since {location!r} is already in this dataset")
         else:
             seen.add(location)
             try:
-                scans.append(scan(subset, findings))
+                found = scan(subset, findings)
             except ValueError as error:
                 findings.problems.append(f"{subset.source}: {error}")
-    if not scans and not findings.problems:
-        findings.problems.append(f"{config.source}: there is no subset to train")
+                continue
+            if found is not None:
+                scans.append(found)
+    if not config.subsets:
+        findings.notes.append(f"{config.source}: has no [[datasets.subsets]], nothing of it is trained")
     return scans
 
 
-def _scan_folder(subset: SubsetConfig, findings: Findings) -> SubsetScan:
-    """DreamBooth: every image of a folder, with the caption file beside it or else class_tokens."""
+def _scan_folder(subset: SubsetConfig, findings: Findings) -> SubsetScan | None:
+    """Every image of a folder, with the caption file beside it or else class_tokens; None when there are none."""
     assert subset.image_dir is not None, "a DreamBooth subset without image_dir"
     folder = Path(subset.image_dir)
     listing = list_folder(folder)
@@ -88,7 +113,10 @@ def _scan_folder(subset: SubsetConfig, findings: Findings) -> SubsetScan:
             f"Pillow cannot open their format: {_some(listing.unreadable)}"
         )
     if not listing.images:
-        raise ValueError(f"the folder {str(folder)!r} has no images ({', '.join(image_endings())})")
+        findings.notes.append(
+            f"{subset.source}: left out, since the folder {str(folder)!r} has no images ({', '.join(image_endings())})"
+        )
+        return None
     ending = "." + subset.caption_extension.removeprefix(".")
     scan = SubsetScan(subset)
     for path in listing.images:
@@ -99,22 +127,20 @@ def _scan_folder(subset: SubsetConfig, findings: Findings) -> SubsetScan:
                 caption = read_caption_file(caption_path, all_lines=subset.enable_wildcard)
             except (ValueError, OSError) as error:
                 findings.problems.append(f"{subset.source}: {error}")
-        if not caption:
-            scan.uncaptioned.append(path)
-        scan.images.append(CaptionedImage(path, caption))
-    scan.tags = tag_frequency(image.caption for image in scan.images)
+        scan.images.append(CaptionedImage(path, caption, caption))
     return scan
 
 
-def _scan_metadata(subset: SubsetConfig, findings: Findings) -> SubsetScan:
-    """Fine-tuning: the images that a metadata file names, with its captions and tags."""
+def _scan_metadata(subset: SubsetConfig, findings: Findings) -> SubsetScan | None:
+    """The images that a metadata file names, with its captions and tags; None when it names none."""
     assert subset.metadata_file is not None, "a fine-tuning subset without metadata_file"
     metadata_file = Path(subset.metadata_file)
     image_dir = Path(subset.image_dir) if subset.image_dir else None
     listed = list_folder(image_dir).images if image_dir is not None else []
     entries = read_metadata(metadata_file)
     if not entries:
-        raise ValueError(f"metadata_file {str(metadata_file)!r} names no images")
+        findings.notes.append(f"{subset.source}: left out, since {str(metadata_file)!r} names no images")
+        return None
     scan = SubsetScan(subset)
     found: dict[Path, MetadataEntry] = {}
     for path, entry in _resolved(entries, KeyResolver(image_dir, metadata_file), subset, findings):
@@ -125,16 +151,13 @@ def _scan_metadata(subset: SubsetConfig, findings: Findings) -> SubsetScan:
             continue
         found[path] = entry
         caption = join_caption_and_tags(entry.caption, entry.tags, subset)
-        if not caption:
-            scan.uncaptioned.append(path)
-        scan.images.append(CaptionedImage(path, caption))
+        scan.images.append(CaptionedImage(path, caption, entry.tags or ""))
     unnamed = [path.name for path in listed if path not in found]
     if unnamed:
         findings.notes.append(
             f"{subset.source}: {len(unnamed)} images of {str(image_dir)!r} are not in {metadata_file.name} and are not "
             f"trained: {_some(unnamed)}"
         )
-    scan.tags = tag_frequency(entry.tags for entry in found.values() if entry.tags)
     return scan
 
 

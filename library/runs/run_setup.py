@@ -190,6 +190,7 @@ def metadata_maker(
     date = file_date(args.run.seed is not None)
     facts = RunFacts(
         num_train_images=dataset.num_train_images,
+        num_validation_images=dataset.num_validation_images,
         num_reg_images=dataset.num_reg_images,
         num_batches_per_epoch=length.batches_per_epoch,
         num_epochs=length.total_epochs,

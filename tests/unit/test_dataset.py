@@ -160,12 +160,11 @@ def test_all_problems_are_told_at_once(tmp_path):
     (good / "cut.png").write_bytes((good / "cut.png").read_bytes()[:200])
     (good / "fake.png").write_text("text")
     (good / "latin.caption").write_bytes(b"caf\xe9")
-    (tmp_path / "empty").mkdir()
     (tmp_path / "meta.json").write_text(json.dumps({"nowhere": {"caption": "x"}, "good/one": {"caption": 3}}))
     (tmp_path / "gone.json").write_text(json.dumps({"nowhere": {"caption": "x"}}))
     with pytest.raises(ValueError) as error:
         train_data(
-            config(subset(good), subset(tmp_path / "empty"), subset(tmp_path / "missing")),
+            config(subset(good), subset(tmp_path / "missing")),
             config(SubsetConfig(metadata_file=str(tmp_path / "meta.json"), source="meta subset")),
             config(SubsetConfig(metadata_file=str(tmp_path / "gone.json"), source="gone subset")),
             config(subset(good), resolution=(100, 64), source="odd dataset"),
@@ -175,8 +174,6 @@ def test_all_problems_are_told_at_once(tmp_path):
         "cut.png: the image cannot be read",
         "fake.png: the image cannot be read",
         "latin.caption: the caption file is not UTF-8 (byte 0xe9 at position 3)",
-        "[[subsets]] empty: the folder",
-        "has no images",
         "missing' does not exist",
         "meta subset: metadata_file",
         "caption of 'good/one' has to be text, not 3",
@@ -193,7 +190,6 @@ def test_all_problems_are_told_at_once(tmp_path):
     [
         ("{", "not valid JSON"),
         ("[1]", "outermost value"),
-        ("{}", "names no images"),
         ('{"a": 1}', "has to be an object"),
     ],
 )
@@ -211,22 +207,37 @@ def test_a_stem_that_fits_two_images_is_a_problem(tmp_path):
         train_data(config(SubsetConfig(metadata_file=str(tmp_path / "meta.json"), image_dir=str(folder))))
 
 
-def test_nothing_to_train_is_an_error(tmp_path):
+def test_nothing_to_train_is_an_error_that_says_why(tmp_path, caplog):
     folder = draw_images(tmp_path / "a")
-    for configs in ((), (config(),), (config(subset(folder, num_repeats=0)),)):
-        with pytest.raises(ValueError, match=r"no subset to train|no \[\[datasets\]\]"):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.json").write_text("{}")
+    for configs, reason in (
+        ((), r"no \[\[datasets\]\]"),
+        ((config(),), r"has no \[\[datasets.subsets\]\]"),
+        ((config(subset(folder, num_repeats=0)),), r"left out with all images of '.*a', since num_repeats is 0"),
+        ((config(subset(tmp_path / "empty")),), r"'.*empty' has no images \(\.png"),
+        ((config(SubsetConfig(metadata_file=str(tmp_path / "empty.json"))),), "names no images"),
+    ):
+        with pytest.raises(ValueError, match=reason) as error:
             train_data(*configs)
+        assert not configs or "there is no subset to train" in str(error.value)
     with pytest.raises(ValueError, match="no training images"):
-        train_data(config(subset(folder, is_reg=True)))
+        train_data(config(subset(folder, is_reg=True), subset(tmp_path / "empty")))
+    assert "empty' has no images" in caplog.text  # why there are none
 
 
 def test_what_is_left_out_is_logged(tmp_path, caplog):
     folder = draw_images(tmp_path / "a")
     other = draw_images(tmp_path / "b")
+    (tmp_path / "c").mkdir()
+    dropped = (subset(other, num_repeats=0), subset(folder, num_repeats=3), subset(tmp_path / "c"))
     with caplog.at_level(logging.WARNING):
-        data = train_data(config(subset(folder), subset(other, num_repeats=0), subset(folder, num_repeats=3)))
+        data = train_data(config(subset(folder), *dropped), config(source="second", notes=("about a setting",)))
     assert data.num_train_images == 4
-    assert "num_repeats is 0" in caplog.text and "already in this dataset" in caplog.text
+    for words in ("num_repeats is 0", "already in this dataset", "has no images", "second: has no", "about a setting"):
+        assert caplog.text.count(words) == 1
+        assert any(words in note for note in data.plan().notes)
+    assert [len(scans) for scans in (dataset.scans for dataset in data.datasets)] == [1, 0]
 
 
 def test_batches_have_one_size_and_the_image_fills_it(tmp_path):
