@@ -1,12 +1,13 @@
 """The metadata file of a fine-tuning data set: which images it names, with which captions and tags.
 
 JSON `{key: {"caption": ..., "tags": ...}}`, or JSON lines `{"image_path": key, "caption": ..., "tags": ...}`. A key is
-a path (absolute, relative to image_dir or to the metadata file's folder, or relative to the working folder) or such a
-path without its ending.
+a path (absolute; relative to image_dir or beginning with it; without image_dir relative to the metadata file's folder
+or the working folder), or such a path without its ending.
 """
 
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,13 +73,14 @@ class KeyResolver:
     """From a metadata key to the image file it stands for."""
 
     def __init__(self, image_dir: Path | None, metadata_file: Path) -> None:
-        """`image_dir`: base of relative keys; without it they start at the metadata file or the working folder."""
-        self._bases = [image_dir] if image_dir is not None else [metadata_file.parent, Path()]
+        """`image_dir`: base of relative keys, or how they begin; None: they start at the metadata or working folder."""
+        self._image_dir = image_dir
+        self._metadata_folder = metadata_file.parent
         self._listing: Callable[[Path], FolderListing] = functools.cache(list_folder)
 
     def find(self, key: str) -> Path:
         """The image of a key. Raises ValueError when there is none, or more than one with that stem."""
-        candidates = [Path(key)] if Path(key).is_absolute() else [base / key for base in self._bases]
+        candidates = self._candidates(Path(key))
         for candidate in candidates:
             if candidate.is_file():
                 return candidate
@@ -89,6 +91,15 @@ class KeyResolver:
             if matches:
                 return matches[0]
         raise ValueError(f"key {key!r} has no image; looked for {' and '.join(str(path) for path in candidates)}")
+
+    def _candidates(self, key: Path) -> list[Path]:
+        if key.is_absolute():
+            return [key]
+        if self._image_dir is None:
+            return [self._metadata_folder / key, key]
+        # Written with --full_path from a relative folder, a key begins with that folder.
+        begins_with_it = Path(os.path.normpath(key)).is_relative_to(os.path.normpath(self._image_dir))
+        return [self._image_dir / key, *([key] if begins_with_it else [])]
 
     def _with_stem(self, candidate: Path) -> list[Path]:
         if not candidate.parent.is_dir():

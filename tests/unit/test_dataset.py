@@ -147,6 +147,18 @@ def test_metadata_keys_as_full_path_relative_path_and_stem(tmp_path, with_image_
     assert dataset_metadata(data)["ss_tag_frequency"] == {"meta.json": {"x": 1, "y": 1, "only": 1, "tags": 1}}
 
 
+def test_metadata_keys_that_begin_with_the_image_folder(tmp_path, monkeypatch):
+    draw_images(tmp_path / "set" / "images", {"a": (64, 64), "b": (64, 64)})
+    draw_images(tmp_path, {"c": (64, 64)})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "meta.json").write_text('{"set/images/a.png": {"caption": "x"}, "./set/images/b": {"caption": "y"}}')
+    settings = config(SubsetConfig(metadata_file="meta.json", image_dir="set/images/"))
+    assert captions_by_name(train_data(settings)) == {"a.png": "x", "b.png": "y"}
+    (tmp_path / "meta.json").write_text('{"c.png": {"caption": "beside, not in the folder"}}')
+    with pytest.raises(ValueError, match=r"key 'c\.png' has no image; looked for set/images/c\.png"):
+        train_data(settings)
+
+
 def test_metadata_as_json_lines(tmp_path):
     folder = draw_images(tmp_path / "images", {"a": (64, 64), "b": (64, 64)})
     lines = [json.dumps({"image_path": f"{name}.png", "caption": f"picture {name}"}) for name in "ab"]
