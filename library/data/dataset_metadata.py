@@ -7,28 +7,70 @@ from library.data.scan import SubsetScan, subset_name
 
 
 def dataset_metadata(train_data: TrainDataset) -> dict[str, object]:
-    """The data side's `ss_*` entries as plain values; the caller writes lists and dicts as JSON.
+    """The data side's `ss_*` entries of a run with a dataset file, as plain values.
 
-    Keys: ss_num_train_images, ss_num_reg_images, ss_num_batches_per_epoch, ss_datasets (list), ss_tag_frequency and
+    The caller writes lists and dicts as JSON. Keys: the counts, ss_datasets (list), ss_tag_frequency and
     ss_dataset_dirs (dicts).
     """
     frequencies: dict[str, dict[str, int]] = {}
-    dirs: dict[str, dict[str, int]] = {}
     for dataset in train_data.datasets:
         for name, frequency in _tag_frequency(dataset).items():
             frequencies.setdefault(name, frequency)
-        for scan in dataset.scans:
-            if not scan.config.is_reg:
-                name = _free_name(subset_name(scan.config), dirs)
-                dirs[name] = {"n_repeats": scan.config.num_repeats, "img_count": len(scan.images)}
+    return {
+        **_counts(train_data),
+        "ss_datasets": [_dataset_entry(dataset) for dataset in train_data.datasets],
+        "ss_tag_frequency": frequencies,
+        "ss_dataset_dirs": _dirs(train_data, is_reg=False),
+    }
+
+
+def folder_form_metadata(train_data: TrainDataset, accumulation_steps: int) -> dict[str, object]:
+    """The same for a run without a dataset file, which has one data set and whose entries are flat.
+
+    `accumulation_steps`: batches to one optimizer step; they count into ss_total_batch_size.
+    """
+    (dataset,) = train_data.datasets
+    config = dataset.config
+    low, high = round_limits(config.min_bucket_reso, config.max_bucket_reso, config.bucket_reso_steps)
+    subset = config.subsets[0]  # all have what the command line says
+    return {
+        **_counts(train_data),
+        "ss_batch_size_per_device": config.batch_size,
+        "ss_total_batch_size": config.batch_size * accumulation_steps,
+        "ss_resolution": config.resolution,
+        "ss_color_aug": subset.color_aug,
+        "ss_flip_aug": subset.flip_aug,
+        "ss_random_crop": subset.random_crop,
+        "ss_shuffle_caption": subset.shuffle_caption,
+        "ss_enable_bucket": config.enable_bucket,
+        "ss_bucket_no_upscale": config.bucket_no_upscale,
+        "ss_min_bucket_reso": low if config.enable_bucket else None,
+        "ss_max_bucket_reso": high if config.enable_bucket else None,
+        "ss_keep_tokens": subset.keep_tokens,
+        "ss_dataset_dirs": _dirs(train_data, is_reg=False),
+        "ss_reg_dataset_dirs": _dirs(train_data, is_reg=True),
+        "ss_tag_frequency": _tag_frequency(dataset),
+        "ss_bucket_info": bucket_info(dataset) or "null",
+    }
+
+
+def _counts(train_data: TrainDataset) -> dict[str, object]:
     return {
         "ss_num_train_images": train_data.num_train_images,
         "ss_num_reg_images": train_data.num_reg_images,
         "ss_num_batches_per_epoch": train_data.batches_per_epoch,
-        "ss_datasets": [_dataset_entry(dataset) for dataset in train_data.datasets],
-        "ss_tag_frequency": frequencies,
-        "ss_dataset_dirs": dirs,
     }
+
+
+def _dirs(train_data: TrainDataset, *, is_reg: bool) -> dict[str, dict[str, int]]:
+    """Repeats and number of images per folder or metadata file; a name that comes again gets a number."""
+    dirs: dict[str, dict[str, int]] = {}
+    for dataset in train_data.datasets:
+        for scan in dataset.scans:
+            if scan.config.is_reg == is_reg:
+                name = _free_name(subset_name(scan.config), dirs)
+                dirs[name] = {"n_repeats": scan.config.num_repeats, "img_count": len(scan.images)}
+    return dirs
 
 
 def bucket_info(dataset: BucketedDataset) -> dict[str, object] | None:

@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor
 
 from library.data.dataset import TrainDataset
-from library.data.dataset_metadata import dataset_metadata
+from library.data.dataset_metadata import dataset_metadata, folder_form_metadata
 from library.data.run_rng import RunRng
 from library.device.random import key_tensor
 from library.files.file_dates import file_date
@@ -197,7 +197,10 @@ def metadata_maker(
         optimizer=optimizer,
         version=VERSION,
     )
-    pictures = dataset_metadata(dataset)
+    if args.dataset.dataset_config:
+        pictures = dataset_metadata(dataset)
+    else:
+        pictures = folder_form_metadata(dataset, args.optimizer.gradient_accumulation_steps)
     pool = ThreadPoolExecutor(1)
     hashes = pool.submit(base_file_metadata, args.model.pretrained_model_name_or_path, args.model.vae)
     pool.shutdown(wait=False)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from library.data.bucketed import balance_repeats
 from library.data.dataset import TrainDataset
-from library.data.dataset_metadata import dataset_metadata
+from library.data.dataset_metadata import dataset_metadata, folder_form_metadata
 from library.data.image_util import load_rgb, to_model_input
 from library.data.run_rng import RunRng
 from library.data.sample import size_ids
@@ -398,3 +398,24 @@ def test_metadata_for_the_saved_file(tmp_path):
     assert sum(bucket["count"] for bucket in first["bucket_info"]["buckets"].values()) == 16
     assert second["bucket_info"] is None and second["min_bucket_reso"] is None
     assert first["subsets"][1] | {"is_reg": True, "image_dir": "1_animal", "img_count": 1} == first["subsets"][1]
+
+
+def test_metadata_of_the_folder_form(tmp_path):
+    train, reg = draw_images(tmp_path / "10_cat"), draw_images(tmp_path / "1_animal", {"r": (64, 64)})
+    options = {"flip_aug": True, "keep_tokens": 2}
+    folders = (
+        subset(train, class_tokens="cat", num_repeats=10, **options),
+        subset(reg, is_reg=True, class_tokens="animal", **options),
+    )
+    entries = folder_form_metadata(train_data(config(*folders, **BUCKETS)), accumulation_steps=3)
+    assert (entries["ss_batch_size_per_device"], entries["ss_total_batch_size"]) == (2, 6)
+    assert str(entries["ss_resolution"]) == "(64, 64)"
+    assert [entries[f"ss_{name}"] for name in ("flip_aug", "color_aug", "keep_tokens")] == [True, False, 2]
+    assert entries["ss_dataset_dirs"] == {"10_cat": {"n_repeats": 10, "img_count": 4}}
+    assert entries["ss_reg_dataset_dirs"] == {"1_animal": {"n_repeats": 1, "img_count": 1}}
+    assert entries["ss_tag_frequency"] == {"10_cat": {"cat": 4}, "1_animal": {"animal": 1}}
+    assert (entries["ss_min_bucket_reso"], entries["ss_max_bucket_reso"]) == (32, 128)
+    assert sum(bucket["count"] for bucket in entries["ss_bucket_info"]["buckets"].values()) == 80
+    assert "ss_datasets" not in entries
+    plain = folder_form_metadata(train_data(config(*folders)), accumulation_steps=1)
+    assert (plain["ss_bucket_info"], plain["ss_min_bucket_reso"]) == ("null", None)
