@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from library.settings.dataset_keys import CACHE_INFO
 from library.settings.key_values import parse_key_values
 from library.settings.problems import UsageError
 
@@ -104,6 +105,7 @@ NOTES: tuple[tuple[Callable[[Values], bool], str], ...] = (
         lambda v: v["save_n_epoch_ratio"] and v["save_every_n_epochs"],
         "--save_n_epoch_ratio replaces --save_every_n_epochs",
     ),
+    (lambda v: v["cache_info"], f"--cache_info: {CACHE_INFO}"),
     (
         lambda v: v["dataset_config"] and any(v[name] for name in FOLDER_FLAGS),
         "--train_data_dir, --reg_data_dir and --in_json have no effect with --dataset_config, as in the original",

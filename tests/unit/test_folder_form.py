@@ -145,8 +145,12 @@ def test_contradictions(command: str, words: str) -> None:
     assert words in problem(command)
 
 
-def test_repeats_and_seed_without_effect_are_told() -> None:
-    for command, word in (("--dataset_repeats 2", "--dataset_repeats has no"), ("--validation_seed 1", "_seed has no")):
+def test_flags_without_effect_are_told() -> None:
+    for command, word in (
+        ("--dataset_repeats 2", "--dataset_repeats has no"),
+        ("--validation_seed 1", "_seed has no"),
+        ("--cache_info", "--cache_info: no metadata_cache.json is written"),
+    ):
         args = read_train_args(f"--train_data_dir a --resolution 64 {command}".split(), require_paths=False)
         assert any(word in notice for notice in args.notices)
 
