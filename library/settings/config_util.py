@@ -158,8 +158,8 @@ def dataset_configs(
 
 
 def _dataset(check: Checker, table: Table, place: str, outer: Table, masked_loss: bool) -> DatasetConfig | None:
-    """Make one dataset; None when a problem (noted in `check`) stands in the way."""
-    known_problems = len(check.problems)
+    """Make one dataset; None when there is any problem with the file (noted in `check`)."""
+    unread = set(check.unread)
     subsets = check.tables(table, "subsets", place)
     kind = _kind(check, subsets, place, masked_loss)
     own = check.values({key: value for key, value in table.items() if key != "subsets"}, DATASET, place, kind)
@@ -172,7 +172,8 @@ def _dataset(check: Checker, table: Table, place: str, outer: Table, masked_loss
             check.problems.append(f"{where}: image_dir is missing; name the folder of pictures")
         ready.append((where, values | read))
     _check_sizes(check, values, place)
-    if len(check.problems) > known_problems or kind is None:
+    check.unread = unread  # what could not be read here says nothing about the next dataset
+    if check.problems or kind is None:
         return None
     return DatasetConfig(
         subsets=tuple(SubsetConfig(source=where, **_chosen(chosen, SUBSET_FIELDS)) for where, chosen in ready),

@@ -1,6 +1,6 @@
 """What the values of a dataset file's keys may be: readers that type a value, and the words for what is allowed."""
 
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,7 +36,9 @@ def number(low: float | None = None, high: float | None = None) -> Value:
     """A number within the limits, whole or not; the original refuses a whole one for some keys."""
 
     def read(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError
+        if not -sys.float_info.max <= value <= sys.float_info.max:  # nor NaN
             raise ValueError
         if (low is not None and value < low) or (high is not None and value > high):
             raise ValueError
@@ -86,6 +88,12 @@ def _read_range(value: object) -> tuple[object, object]:
     return low, high
 
 
+def _read_filled(value: object) -> object:
+    if TEXT.read(value) == "":
+        raise ValueError
+    return value
+
+
 def _read_extension(value: object) -> str:
     text = TEXT.read(value)
     assert isinstance(text, str)
@@ -99,6 +107,7 @@ NUMBER = number()
 RATE = number(0, 1)
 YES_NO = _of_type(bool, "true or false")
 TEXT = _of_type(str, "a text in quotes")
+FILLED = Value(_read_filled, "a text in quotes that is not empty")
 TABLE = _of_type(dict, "a table")
 RESOLUTION = Value(_read_resolution, "whole numbers of pixels, one side or [width, height]: 1024 or [1216, 832]")
 FILTER = Value(_read_filter, "one of " + ", ".join(RESIZE_FILTERS), _no_filter)

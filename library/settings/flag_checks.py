@@ -53,6 +53,10 @@ CONFLICTS: tuple[tuple[Callable[[Values], bool], str], ...] = (
         "--gradient_checkpointing_keep needs --gradient_checkpointing; without it everything is kept",
     ),
     (
+        lambda v: not v["caption_separator"],
+        "--caption_separator must not be empty; leave it out for a comma",
+    ),
+    (
         lambda v: _without_file(v, "reg_data_dir") and not (v["train_data_dir"] or v["in_json"]),
         "--reg_data_dir needs --train_data_dir, whose pictures its own accompany",
     ),

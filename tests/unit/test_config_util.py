@@ -237,6 +237,14 @@ def test_resolution_must_come_from_somewhere() -> None:
     assert "missing" not in problem(dataset(resolution="64"), {})
 
 
+def test_what_one_dataset_gets_wrong_does_not_hide_what_another_lacks() -> None:
+    message = problem({"datasets": [{"resolution": "64", "subsets": []}, {"subsets": []}]}, {})
+    assert "[[datasets]] 1: resolution = " in message
+    assert "[[datasets]] 2: resolution is missing" in message
+    both = problem({"general": {"resolution": "64"}, "datasets": [{"subsets": []}, {"subsets": []}]}, {})
+    assert "missing" not in both
+
+
 def test_bucket_limits_are_judged_after_rounding_to_the_steps() -> None:
     config = one({"enable_bucket": True, "min_bucket_reso": 100, "resolution": 64, "subsets": []})
     assert config.min_bucket_reso == 100

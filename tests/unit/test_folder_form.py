@@ -137,6 +137,7 @@ def test_the_dataset_file_wins_and_the_log_says_so(tmp_path: Path) -> None:
         ("--train_data_dir a --in_json b --reg_data_dir c --resolution 64", "--reg_data_dir cannot go with --in_json"),
         ("--train_data_dir a", "--resolution is missing"),
         ("--in_json a", "--resolution is missing"),
+        ("--in_json a --resolution 64 --caption_separator=", "--caption_separator must not be empty"),
         ("--resolution 64", "no pictures are named"),
         ("--train_data_dir a --resolution 64 --face_crop_aug_range 2,1", "--face_crop_aug_range 2,1"),
     ],

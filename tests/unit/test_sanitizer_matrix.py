@@ -34,7 +34,7 @@ enable_wildcard                bool  gds dfm
 color_aug                      bool  gds dfm
 flip_aug                       bool  gds dfm
 random_crop                    bool  gds dfm
-caption_separator              str   gds dfm
+caption_separator              text  gds dfm
 keep_tokens_separator          str   gds dfm
 secondary_separator            str   gds dfm
 caption_prefix                 str   gds dfm
@@ -50,11 +50,11 @@ caption_dropout_every_n_epochs side  gds dfm
 caption_extension              str   gds dm
 class_tokens                   str   gds d
 cache_info                     bool  gds dm
-image_dir                      str   s   dfm
+image_dir                      text  s   dfm
 is_reg                         bool  s   d
 alpha_mask                     bool  s   df
-metadata_file                  str   s   f
-conditioning_data_dir          str   s   m
+metadata_file                  text  s   f
+conditioning_data_dir          text  s   m
 """
 SPEC = {name: (kind, places, kinds) for name, kind, places, kinds in map(str.split, RULES.strip().splitlines())}
 GOOD: dict[str, list[Any]] = {
@@ -64,16 +64,18 @@ GOOD: dict[str, list[Any]] = {
     "float": [0.5, 0, 1],  # whole numbers: refused by the original for some keys, for no good reason
     "name": ["area", "lanczos"],
     "str": ["x", ""],
+    "text": ["x", "y"],
     "range": [[1.0, 2.0], [1, 2]],
-    "table": [{}],
+    "table": [{}, {"mood": 1}],
 }
 BAD: dict[str, list[Any]] = {
     "side": ["4", 2.5, None, [1]],
     "size": ["1024,1024", 1024.5, [1024], [1, 2, 3], [1024, "768"]],
     "bool": ["yes", 1, None],
-    "float": ["0.5", None, [0.5]],
+    "float": ["0.5", None, [0.5], float("nan"), 10**400],
     "name": [3, ["area"], None],
     "str": [1, True, ["x"]],
+    "text": [1, ""],
     "range": [1.0, [1.0], ["1", "2"], "1,2"],
     "table": ["x", [], 1],
 }
@@ -166,3 +168,30 @@ def test_every_key_takes_its_values_wherever_it_may_stand(name: str) -> None:
                 owner = {"g": table["general"], "d": table["datasets"][0], "s": table["datasets"][0]["subsets"][0]}
                 owner[place][name] = value
                 assert refusal(table, kind == "m") == "", (name, place, kind, value)
+
+
+def resolved(name: str, kind: str, given: dict[str, Any]) -> object:
+    """The value that a key ends up with; `given` has values by level: g, d, s, and c for the command line."""
+    table: dict[str, Any] = {"general": {}, "datasets": [{"subsets": [dict(OPENERS[kind])]}]}
+    owner = {"g": table["general"], "d": table["datasets"][0], "s": table["datasets"][0]["subsets"][0]}
+    for level in set(given) - {"c"}:
+        owner[level][name] = given[level]
+    defaults = DEFAULTS | ({name: given["c"]} if "c" in given else {})
+    (config,) = dataset_configs(table, "data.toml", defaults, masked_loss=kind == "m")
+    return getattr(config.subsets[0] if "s" in SPEC[name][1] else config, name)
+
+
+@pytest.mark.parametrize("name", sorted(set(SPEC) - set(NOT_DRAWN)))
+def test_precedence_is_subset_dataset_general_command_line(name: str) -> None:
+    type_, places, kinds = SPEC[name]
+    levels = [level for level in "sdg" if level in places]
+    if name not in ("is_reg", "resolution", "face_crop_aug_range"):  # no flag, or typed by the flag's own reader
+        levels.append("c")
+    for kind in kinds:
+        for weak, strong in zip(levels[1:], levels, strict=False):
+            for low in GOOD[type_]:
+                for high in GOOD[type_]:
+                    alone = resolved(name, kind, {strong: high})
+                    assert resolved(name, kind, {strong: high, weak: low}) == alone, (name, kind, weak, strong)
+                    if weak != "c":
+                        assert resolved(name, kind, {weak: high}) == alone, (name, kind, weak)
