@@ -1,6 +1,8 @@
 """Time a training step of the UNet with a LoRA on random weights and inputs.
 
-python benchmarks/bench_step.py --size tiny --pixels 128 --batch 2 --rank 4
+With --more_pixels also what each further bucket shape costs: its first step less its second one, and memory.
+
+python benchmarks/bench_step.py --size tiny --pixels 128 --batch 2 --rank 4 --more_pixels 192 256
 """
 
 import argparse
@@ -30,10 +32,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         left, right = Tensor(a), Tensor(b)
         return lambda: ops.matmul(left, right).asnumpy()
 
-    figures = measure.measure_steps(build(measure.SIZES[args.size], args), args, multiply)
+    step_at = build(measure.SIZES[args.size], args)
+    figures: dict[str, object] = {**measure.measure_steps(step_at(args.pixels), args, multiply)}
+    if args.more_pixels:
+        figures["more_shapes"] = [shape_cost(step_at, pixels) for pixels in args.more_pixels]
     options = {name: getattr(args, name) for name in ("size", "pixels", "batch", "rank", "jit", "keep")}
     measure.report({"what": "bench_step", **options, **figures})
     return 0
+
+
+def shape_cost(step_at: Callable[[int], Callable[[], object]], pixels: int) -> dict[str, float]:
+    """What a shape costs that comes for the first time: seconds to compile it, and memory that stays taken."""
+    step, before = step_at(pixels), measure.rss_gb()
+    first, second = measure.seconds_of(step, 2)
+    growth = measure.rss_gb() - before
+    return {"pixels": pixels, "compile_s": round(first - second, 2), "growth_gb": round(growth, 3)}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,14 +54,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = measure.step_parser(__doc__)
     parser.add_argument("--jit", choices=("on", "off"), default="on", help="compile the blocks")
     parser.add_argument("--keep", type=float, default=1.0, help="share of the blocks whose products are kept")
-    args = parser.parse_args(argv)
-    if args.pixels % 32 or args.pixels < 32:
-        parser.error(f"--pixels {args.pixels}: give a multiple of 32")
-    return args
+    parser.add_argument("--more_pixels", type=measure.side, nargs="+", help="further shapes that come after the timing")
+    return parser.parse_args(argv)
 
 
-def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[], object]:
-    """A call that does one whole training step: forward, gradients, clipping, update."""
+def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[int], Callable[[], object]]:
+    """Pixels -> a call that does one whole training step: forward, gradients, clipping, update."""
     from mindspore import Tensor
 
     from library.models import sdxl
@@ -78,25 +89,29 @@ def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[], object]:
     optimizer = FlatOptimizer(AdamW(), trainable.size, 1e-4, compiled)
     weights = {"unet": to_tensors(arrays)}
     train_step = TrainStep(weights, blocks, trainable, optimizer, max_grad_norm=1.0, compiled=compiled, keep=args.keep)
-    side = args.pixels // 8
 
     def random(*shape: int) -> np.ndarray:
         return generator.standard_normal(shape, np.float32)
 
-    noisy, target = random(args.batch, 4, side, side), random(args.batch, 4, side, side)
     sinusoid = Tensor(sdxl.sinusoidal_embedding(np.full(args.batch, 500), spec.sinusoid_width))
     vector = Tensor(random(args.batch, spec.vector_width))
     context = Tensor(random(args.batch, POSITIONS, spec.context_width))
-    noisy_tensor, ones = Tensor(noisy), np.ones(args.batch, np.float32)
+    ones = np.ones(args.batch, np.float32)
 
-    def predict(run: Callable[..., Tensor]) -> Tensor:
-        return unet_forward(spec, run, noisy_tensor, sinusoid, vector, context)
+    def step_at(pixels: int) -> Callable[[], None]:
+        noisy, target = random(2, args.batch, 4, pixels // 8, pixels // 8)
+        noisy_tensor = Tensor(noisy)
 
-    def step() -> None:
-        train_step.accumulate(predict, target, ones, 0)
-        train_step.update(1.0)
+        def predict(run: Callable[..., Tensor]) -> Tensor:
+            return unet_forward(spec, run, noisy_tensor, sinusoid, vector, context)
 
-    return step
+        def step() -> None:
+            train_step.accumulate(predict, target, ones, 0)
+            train_step.update(1.0)
+
+        return step
+
+    return step_at
 
 
 if __name__ == "__main__":

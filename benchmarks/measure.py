@@ -6,6 +6,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -20,12 +21,19 @@ def step_parser(description: str) -> argparse.ArgumentParser:
     """The options that every benchmark of a training step has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help="which SDXL")
-    parser.add_argument("--pixels", type=int, default=128, help="side of the square image, a multiple of 32")
+    parser.add_argument("--pixels", type=side, default=128, help="side of the square image, a multiple of 32")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rank", type=int, default=4, help="network_dim of the LoRA")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--warmup", type=int, default=2, help="untimed steps after the first one, which compiles")
     return parser
+
+
+def side(text: str) -> int:
+    """Side of an image from the command line. Raises argparse.ArgumentTypeError."""
+    if not text.isdecimal() or int(text) % 32 or text == "0":
+        raise argparse.ArgumentTypeError(f"{text}: give a multiple of 32")
+    return int(text)
 
 
 def measure_steps(
@@ -79,6 +87,12 @@ def summary(seconds: list[float]) -> dict[str, float]:
 def peak_rss_gb() -> float:
     """Largest resident memory of this process so far, in 10**9 bytes."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
+
+
+def rss_gb() -> float:
+    """Resident memory of this process now, in 10**9 bytes."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize() / 1e9
 
 
 def matmul_rate(multiply: Callable[[np.ndarray, np.ndarray], Callable[[], object]], repeats: int = 7) -> float:
