@@ -1,6 +1,7 @@
 """Choosing and setting up the device: the only file that knows a device's name."""
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 _DTYPES = MappingProxyType({"no": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16})
 DEVICES = ("auto", "CPU", "Ascend")
+_COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
 _UNFOLD_FROM = (2, 8)
 """First MindSpore whose CPU convolution is slow (measured on 2.10; 2.7.1 is fast)."""
 
@@ -40,6 +42,7 @@ def init_device(requested: str, flash_attn: bool = False, mixed_precision: str =
         ValueError: there is no such device.
     """
     name = _choose(requested)
+    _refuse_compile_cache()
     # Synchronous launch on a CPU: MindSpore's dispatch threads spin and take the cores from the kernels.
     ms.set_context(mode=ms.PYNATIVE_MODE, device_target=name, pynative_synchronize=name == "CPU")
     version = tuple(int(part) for part in ms.__version__.split(".")[:2])
@@ -54,6 +57,15 @@ def init_device(requested: str, flash_attn: bool = False, mixed_precision: str =
         logger.info("--mixed_precision %s: a CPU computes in float32", mixed_precision)
         mixed_precision = "no"
     return Device(name, _DTYPES[mixed_precision])
+
+
+def _refuse_compile_cache() -> None:
+    """Switch MindSpore's own compile cache off: it finds a graph by the order of compilation alone.
+
+    A second run with another rank or another order of bucket shapes would compute with the wrong graphs, silently.
+    """
+    if os.environ.pop(_COMPILE_CACHE, "0") not in ("", "0"):
+        logger.warning("%s is not used: MindSpore 2.7's cache returns the graphs of another run", _COMPILE_CACHE)
 
 
 def _choose(requested: str) -> str:
