@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from library.data import buckets
+from library.data.caption_cleaning import clean_caption, clean_tags
 from library.data.captions import CaptionMoment, process_caption, tag_frequency
 from library.data.prompt_syntax import line_to_prompt_dict, parse_prompt_attention
 from library.data.tokenizer import sdxl_tokenizers
@@ -155,6 +156,22 @@ def check_tokens(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     return mismatches
 
 
+def check_clean_tags(cases: Sequence[Mapping[str, str]]) -> list[str]:
+    """Tags before and after tidying."""
+    return [
+        line for case in cases for line in _compare(f"clean_tags {case['in']!r}", clean_tags(case["in"]), case["out"])
+    ]
+
+
+def check_clean_caption(cases: Sequence[Mapping[str, str]]) -> list[str]:
+    """Captions before and after tidying."""
+    return [
+        line
+        for case in cases
+        for line in _compare(f"clean_caption {case['in']!r}", clean_caption(case["in"]), case["out"])
+    ]
+
+
 TABLE_CHECKS: dict[str, Check] = {
     "make_bucket_resolutions": check_make_bucket_resolutions,
     "select_bucket": check_select_bucket,
@@ -164,4 +181,6 @@ TABLE_CHECKS: dict[str, Check] = {
     "parse_prompt_attention": check_parse_prompt_attention,
     "shuffle_buckets": check_shuffle_buckets,
     "split_train_val": check_split_train_val,
+    "clean_tags": check_clean_tags,
+    "clean_caption": check_clean_caption,
 }
