@@ -14,8 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from library.data.image_files import image_endings, list_folder
+from library.data.image_tree import same_names
 from library.data.image_util import INTERPOLATIONS, load_rgb
-from library.data.resize_to_area import colliding_stems, fit_within, parse_resolutions, save_image
+from library.data.resize_to_area import fit_within, parse_resolutions, save_image
 from library.files.whole_file import ensure_writable, write_whole_path
 from library.settings.problems import raise_if_any
 from tools.folder_options import exit_status, found_images
@@ -91,7 +92,7 @@ def resize_folder(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.dst_img_folder}: the copies have to go to another folder than the images")
     images = found_images(args.src_img_folder, recursive=False).images
     raise_if_any(
-        [f"{', '.join(map(str, group))}: their copies would have one name" for group in colliding_stems(images)],
+        [f"{', '.join(map(str, group))}: their copies would have one name" for group in same_names(images)],
         f"the images of {args.src_img_folder}",
     )
     ensure_writable(args.dst_img_folder)

@@ -1,7 +1,7 @@
 """Images of a folder and of the folders below it, and the keys under which metadata files hold them."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,6 +54,14 @@ def _folders(root: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+def same_names(images: Sequence[Path]) -> list[list[Path]]:
+    """Groups of images whose paths differ in their ending only: one text file belongs to all of a group."""
+    groups: dict[Path, list[Path]] = {}
+    for image in images:
+        groups.setdefault(image.with_suffix(""), []).append(image)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def image_key(image: Path, root: Path, *, full_path: bool) -> str:
     """The key of an image in a metadata file: its absolute path, or its path inside `root`, with its ending."""
     return os.path.abspath(image) if full_path else image.relative_to(root).as_posix()
@@ -66,14 +74,7 @@ class KeyFinder:
         """`keys`: what the metadata file holds."""
         self._root = tree.root
         self._keys = keys
-        self._names = {path.with_suffix("") for path in tree.images}
-        self._shared: set[Path] = set()
-        for path in tree.images:
-            name = path.with_suffix("")
-            if name in self._names:
-                self._names.remove(name)
-            else:
-                self._shared.add(name)
+        self._shared = {image for group in same_names(tree.images) for image in group}
 
     def find(self, image: Path) -> str | None:
         """The key, or None when the image has none: its full path, its path inside the folder, either without ending.
@@ -87,7 +88,7 @@ class KeyFinder:
         for path in (Path(os.path.abspath(image)), image, inside):
             name = path.with_suffix("").as_posix()
             if name in self._keys:
-                if image.with_suffix("") in self._shared:
+                if image in self._shared:
                     raise ValueError(
                         f"the metadata's key {name!r} fits several images, {str(image)!r} among them; "
                         "write it with the ending of the image that is meant"

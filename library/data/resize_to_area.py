@@ -1,7 +1,6 @@
 """Images made smaller so that they have at most a given number of pixels; their shape stays."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +56,3 @@ def save_image(path: Path, image_HWC: np.ndarray) -> None:
     options: dict[str, Any] = {} if path.suffix == ".png" else {"quality": 100, "subsampling": 0}
     image = Image.fromarray(np.ascontiguousarray(image_HWC))
     write_whole_path(path, lambda part: image.save(part, **options))
-
-
-def colliding_stems(paths: Sequence[Path]) -> list[list[Path]]:
-    """Groups of paths that differ in their ending only."""
-    groups: dict[str, list[Path]] = {}
-    for path in paths:
-        groups.setdefault(path.stem, []).append(path)
-    return [group for group in groups.values() if len(group) > 1]
