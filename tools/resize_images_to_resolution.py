@@ -14,9 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from library.data.image_files import image_endings, list_folder
+from library.data.image_saving import save_rgb
 from library.data.image_tree import same_names
 from library.data.image_util import INTERPOLATIONS, load_rgb
-from library.data.resize_to_area import fit_within, parse_resolutions, save_image
+from library.data.resize_to_area import fit_within, parse_resolutions
 from library.files.whole_file import ensure_writable, write_whole_path
 from library.settings.problems import raise_if_any
 from tools.folder_options import exit_status, found_images
@@ -57,7 +58,8 @@ def resize_one(image: Path, args: argparse.Namespace, areas: Mapping[str, int]) 
         original = load_rgb(image)
         for name, area in areas.items():
             resized = fit_within(original, area, args.divisible_by, args.interpolation)
-            save_image(args.dst_img_folder / f"{image.stem}+{name}{ending}", resized)
+            target = args.dst_img_folder / f"{image.stem}+{name}{ending}"
+            write_whole_path(target, lambda part, resized=resized: save_rgb(part, resized, quality=100))
     except ValueError as error:
         return str(error) if str(image) in str(error) else f"{image}: {error}"
     return None

@@ -1,15 +1,11 @@
 """Images made smaller so that they have at most a given number of pixels; their shape stays."""
 
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from library.data.buckets import Size
 from library.data.image_util import resize_image
-from library.files.whole_file import write_whole_path
 
 
 def parse_resolutions(text: str) -> dict[str, int]:
@@ -49,10 +45,3 @@ def fit_within(
         raise ValueError(f"{width} x {height} pixels have a side shorter than divisible_by, {divisible_by}")
     left, top = (width - cut_width) // 2, (height - cut_height) // 2
     return resized[top : top + cut_height, left : left + cut_width]
-
-
-def save_image(path: Path, image_HWC: np.ndarray) -> None:
-    """Write a PNG, or a JPEG of the best quality, as a whole file. Raises ValueError when it cannot be written."""
-    options: dict[str, Any] = {} if path.suffix == ".png" else {"quality": 100, "subsampling": 0}
-    image = Image.fromarray(np.ascontiguousarray(image_HWC))
-    write_whole_path(path, lambda part: image.save(part, **options))
