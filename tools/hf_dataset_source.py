@@ -199,7 +199,7 @@ def _reading(name: str) -> Iterator[None]:
     except GeneratorExit:
         raise
     except Exception as error:  # the library passes on those of a dozen others (Arrow, tar, network, files)
-        reason = str(error).strip() or type(error).__name__
+        reason = str(error).strip().rstrip(".") or type(error).__name__
         raise ValueError(
             f"{name}: cannot be read: {reason} ({type(error).__name__}). Hub names look like owner/name; HF_ENDPOINT, "
             "HF_HUB_OFFLINE and HF_TOKEN are obeyed"

@@ -14,7 +14,7 @@ fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 
 mark=.venv/installed-$(basename "$requirements" .txt)
-wanted="mindspore==$mindspore $(cat requirements.txt "$requirements" | cksum)"
+wanted="mindspore==$mindspore $(cat requirements*.txt | cksum)"
 if [ "$(cat "$mark" 2>/dev/null || true)" != "$wanted" ]; then
     echo "installing $requirements with MindSpore $mindspore into .venv (a few minutes the first time)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "mindspore==$mindspore" -r "$requirements"

@@ -67,13 +67,14 @@ def _fetch(name: str, files: Sequence[str], place: Path, force: bool) -> None:
     from requests.exceptions import RequestException
 
     for file in files:
-        print(f"fetching {file} of {name}")
+        print(f"fetching {file} of {name}", flush=True)
         try:
             hf_hub_download(name, file, local_dir=place, force_download=force)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RequestException, OSError) as error:
+            reason = str(error).rstrip(".")
             raise ValueError(
-                f"there is no folder {name} here, and the hub did not give its {file}: {error}. Check the name, or put "
-                "the model's files into a folder and give that as --repo_id; HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN "
+                f"there is no folder {name} here, and the hub did not give its {file}: {reason}. Check the name, or "
+                "put the model's files into a folder and give that as --repo_id; HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN "
                 "are obeyed"
             ) from error
 

@@ -20,6 +20,7 @@ from library.data.dataset_import import ImportFolder
 from library.data.scan import Findings, scan_dataset
 from library.files.safe_names import safe_relative_name
 from library.settings.config_util import load_dataset_configs
+from tests.unit.hub_server import COMMIT, NAME, hub_with
 from tools import convert_hf_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -271,13 +272,29 @@ def test_sources_that_are_none(hf, tmp_path, capsys, name):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_hub_name_offline(tmp_path):
+def run_apart(target: Path, name: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The program in a process of its own, since the library reads the hub's address when it is imported."""
+    command = [sys.executable, "tools/convert_hf_dataset.py", name, "--output_dir", str(target)]
+    environment |= {"HF_HOME": str(target.parent / "home")}
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+
+
+def test_a_hub_name(hf, tmp_path):
+    source = save_as(hf, "parquet folder", tmp_path) / "data" / "train-00000-of-00001.parquet"
+    with hub_with({"data/train-00000-of-00001.parquet": source.read_bytes(), "README.md": b"A set."}) as endpoint:
+        done = run_apart(tmp_path / "out", NAME, HF_ENDPOINT=endpoint)
+        assert (done.returncode, metadata(tmp_path / "out")["00000004.jpg"]["caption"]) == (0, "caption 4"), done.stderr
+        settings = json.loads((tmp_path / "out" / "import.jsonl").read_text().partition("\n")[0])
+        assert (settings["source"], settings["fingerprint"]) == (NAME, COMMIT)
+        done = run_apart(tmp_path / "none", "owner/other", HF_ENDPOINT=endpoint)
+    assert done.returncode == 1 and "error: owner/other: cannot be read" in done.stderr
+
+
+def test_a_hub_name_offline(tmp_path):
     pytest.importorskip("datasets")
-    command = [sys.executable, "tools/convert_hf_dataset.py", "nobody/nothing", "--output_dir", str(tmp_path / "out")]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    done = run_apart(tmp_path / "out", NAME, HF_HUB_OFFLINE="1")
     assert done.returncode == 1
-    assert "error: nobody/nothing: cannot be read" in done.stderr and "Traceback" not in done.stderr
+    assert f"error: {NAME}: cannot be read" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_other_folders_are_left_alone(hf, tmp_path, capsys):

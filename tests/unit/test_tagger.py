@@ -1,6 +1,9 @@
 """The tagger: its tags and their choice, and the program with small models made here."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +20,10 @@ from library.data.tagger_tags import (
     read_tag_file,
     spell_tags,
 )
+from tests.unit.hub_server import NAME, hub_with
 from tools import tag_images_by_wd14_tagger, wd14_model
 
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = (
     ("general", "9"),
     ("explicit", "9"),
@@ -290,3 +295,23 @@ def test_a_fetched_model_is_not_fetched_again(tmp_path, monkeypatch):
         assert found.onnx == tmp_path / "o_n" / files[0]
     assert [name for name, _ in fetched] == ["o/n"] * 4
     assert fetched[2][1] == ["a/b/model_optimized.onnx", "a/b/tag_mapping.json"]
+
+
+def test_a_hub_name(pictures, model, tmp_path):
+    """In a process of its own, since the client reads the hub's address when it is imported."""
+    files = {f"{folder}{path.name}": path.read_bytes() for folder in ("", "v/1/") for path in model.iterdir()}
+    command = [sys.executable, "tools/tag_images_by_wd14_tagger.py", str(pictures)]
+    command += ["--model_dir", str(tmp_path / "models"), "--repo_id"]
+
+    def run_with(name: str, endpoint: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")}
+        return subprocess.run([*command, name], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+    with hub_with(files) as endpoint:
+        done = run_with(NAME, endpoint)
+        assert done.returncode == 0, done.stderr
+        assert "blue_hue" in text_of(pictures / "blue.txt")
+        done = run_with(NAME + "/v/1", endpoint)
+        assert done.returncode == 1 and "did not give its v/1/model_optimized.onnx" in done.stderr
+    done = run_with(NAME, "http://127.0.0.1:1")  # it is there now
+    assert done.returncode == 0 and "fetching" not in done.stdout
