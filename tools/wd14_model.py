@@ -74,8 +74,8 @@ def _fetch(name: str, files: Sequence[str], place: Path, force: bool) -> None:
             reason = str(error).rstrip(".")
             raise ValueError(
                 f"there is no folder {name} here, and the hub did not give its {file}: {reason}. Check the name, or "
-                "put the model's files into a folder and give that as --repo_id; HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN "
-                "are obeyed"
+                "put the model's files into a folder and give that as --repo_id; HF_ENDPOINT, HF_HUB_OFFLINE and "
+                "HF_TOKEN are obeyed"
             ) from error
 
 
