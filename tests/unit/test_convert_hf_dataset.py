@@ -17,7 +17,7 @@ from PIL import Image
 
 from library.data import dataset_import
 from library.data.dataset_import import ImportFolder
-from library.data.scan import Findings, scan_dataset
+from library.data.scan import Findings, scan_datasets
 from library.files.safe_names import safe_relative_name
 from library.settings.config_util import load_dataset_configs
 from tests.unit.hub_server import COMMIT, NAME, hub_with
@@ -117,7 +117,7 @@ def test_the_toml_is_one_to_train_with(hf, tmp_path):
     assert convert(source, target, "--tags_column=tags", "--resolution=640") == 0
     (config,) = load_dataset_configs(target / "dataset.toml", {})
     findings = Findings()
-    (scan,) = scan_dataset(config, findings)
+    ((scan,),) = scan_datasets([config], findings)
     assert findings == Findings()
     assert config.resolution == (640, 640)
     assert [image.caption for image in scan.images] == [f"caption {n},red, t{n}" for n in range(6)]
