@@ -104,7 +104,7 @@ class ImportFolder:
             )
         whole = lines[1:-1]  # what stands behind the last line feed was being written when it stopped
         self.rows = [_read_row(json.loads(line)) for line in whole]
-        for half_written in (self.folder / IMAGES).rglob(".part-*"):
+        for half_written in self.folder.rglob(".part-*"):  # by a process that was killed
             half_written.unlink()
         if lines[-1]:
             write_bytes(self._journal, b"".join(line + b"\n" for line in lines[:-1]))
@@ -116,7 +116,10 @@ class ImportFolder:
         """
         number = len(self.rows)
         incoming = self.folder / INCOMING
-        write_bytes(incoming, data)
+        try:
+            incoming.write_bytes(data)
+        except OSError as error:
+            raise ValueError(f"{incoming}: could not be written: {error.strerror}") from error
         try:
             stem = f"{number:08d}" if name is None else safe_relative_name(name)
             key = stem + (self._ending or _ending_of(data))

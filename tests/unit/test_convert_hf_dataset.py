@@ -363,7 +363,8 @@ def test_killed_and_started_again(hf, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert 10 <= len(list(target.glob("images/0*.png"))) < 60
-    (target / "images" / ".part-0123456789abcdef.png").write_bytes(b"half")
+    for folder in (target, target / "images"):
+        (folder / ".part-0123456789abcdef.png").write_bytes(b"half")
     assert convert(source, target, "--image_format=png") == 0
     found, expected = bytes_below(target), bytes_below(tmp_path / "whole")
     assert set(found) == set(expected)
