@@ -5,6 +5,7 @@ python tools/convert_hf_dataset.py pictures.parquet --output_dir FOLDER
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,8 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def image_bytes(value: Any, *, reads_paths: bool) -> bytes:
-    """The encoded picture in a row's image field. Raises ValueError when it holds none, or a path from elsewhere."""
+def image_bytes(value: Any, folders: Sequence[Path]) -> bytes:
+    """The encoded picture in a row's image field: bytes, or a file inside one of `folders`.
+
+    Raises ValueError when it holds none, or names a file elsewhere.
+    """
     if isinstance(value, bytes):
         return value
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (None, None)
@@ -57,10 +61,11 @@ def image_bytes(value: Any, *, reads_paths: bool) -> bytes:
         return data
     if path is None:
         raise ValueError("it has no image")
-    if not reads_paths:
-        raise ValueError(f"it names the file {path!r} in place of an image; only rows that hold their images are read")
+    place = Path(os.path.abspath(path))  # without .., links as they are: a hub's cache consists of links
+    if not any(place.is_relative_to(folder) for folder in folders):
+        raise ValueError(f"it names the file {path!r} in place of an image, which is not one of the data set's own")
     try:
-        return Path(path).read_bytes()
+        return place.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -81,7 +86,7 @@ def text_of(value: Any, names: Sequence[str] | None, joiner: str) -> str | None:
 def import_row(target: ImportFolder, row: Mapping[str, Any], source: Source, columns: Mapping[str, str]) -> ImportedRow:
     """Write one row, or note why it is left out."""
     try:
-        data = image_bytes(value_at(row, columns["image"]), reads_paths=source.reads_paths)
+        data = image_bytes(value_at(row, columns["image"]), source.picture_folders)
         texts = {
             use: text_of(value_at(row, columns[use]), source.class_names(columns[use]), joiner)
             for use, joiner in (("caption", "\n"), ("tags", ", "))

@@ -1,6 +1,7 @@
 """Opening what the `datasets` library can read: hub names, folders, parquet files, WebDataset archives."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,10 +10,14 @@ from types import MappingProxyType
 from typing import Any
 
 from library.settings.did_you_mean import did_you_mean
+from library.settings.problems import raise_if_any
 
 INSTALL = "pip install -r requirements-tools.txt"
 _BUILDER_OF = MappingProxyType({".parquet": "parquet", ".tar": "webdataset"})
+IMAGE_FOLDER = "imagefolder"
 _SAVED_MARKS = ("state.json", "dataset_dict.json")  # what save_to_disk leaves
+TAR_END = bytes(1024)
+"""What every archive ends with."""
 CAPTION_COLUMNS = ("text", "caption", "prompt", "txt", "description")
 """Names of columns that hold captions, in this order, when none is asked for."""
 
@@ -28,8 +33,8 @@ class Source:
     split: str
     fingerprint: str
     """Changes when the data do."""
-    reads_paths: bool
-    """Pictures may be files of the data set's own folder; else they come with the rows."""
+    picture_folders: tuple[Path, ...] = ()
+    """Where rows may name files that are their pictures; without any, pictures have to come with the rows."""
 
     @property
     def columns(self) -> dict[str, str]:
@@ -89,7 +94,7 @@ def open_source(name: str, config: str | None, split: str | None, revision: str 
             saved = datasets.load_from_disk(str(path))
         splits = saved if isinstance(saved, dict) else {"train": saved}
         split = choose_split(name, list(splits), split)
-        return Source(name, splits[split], split, _file_fingerprint(path), reads_paths=False)
+        return Source(name, splits[split], split, _file_fingerprint(path))
     return _open_files(name, path, config, split)
 
 
@@ -101,6 +106,7 @@ def _open_files(name: str, path: Path, config: str | None, split: str | None) ->
         if path.suffix.lower() not in _BUILDER_OF:
             raise ValueError(f"{name}: a single file has to be one of {', '.join(_BUILDER_OF)}")
         where = {"path": _BUILDER_OF[path.suffix.lower()], "data_files": str(path)}
+    _check_archives([path] if path.is_file() else sorted(path.rglob("*.tar")))
     with _reading(name):
         builder = datasets.load_dataset_builder(**where, name=config)
         names = datasets.get_dataset_split_names(where["path"], config, data_files=where.get("data_files"))
@@ -109,12 +115,16 @@ def _open_files(name: str, path: Path, config: str | None, split: str | None) ->
         data = builder.as_streaming_dataset(split=split)
         if data.features is None:
             raise ValueError("the columns of the data cannot be told")
-    return Source(name, data, split, _file_fingerprint(path), reads_paths=builder.name == "imagefolder")
+    # the library gives links in the folder's own name as they are, or followed
+    folders = (Path(os.path.abspath(path)), path.resolve()) if builder.name == IMAGE_FOLDER else ()
+    return Source(name, data, split, _file_fingerprint(path), folders)
 
 
 def _open_hub(name: str, config: str | None, split: str | None, revision: str | None) -> Source:
     """A hub name, through the library's cache, so that an interrupted download goes on."""
     datasets = import_datasets()
+    from huggingface_hub import constants
+
     if Path(name).suffix in _BUILDER_OF or name.count("/") > 1 or name.startswith(("/", ".", "~")):
         raise ValueError(f"there is no file or folder {name}, and it is no hub name like owner/name")
     with _reading(name):
@@ -123,7 +133,9 @@ def _open_hub(name: str, config: str | None, split: str | None, revision: str | 
     split = choose_split(name, names, split)
     with _reading(name):
         data = datasets.load_dataset(name, config, split=split, revision=revision)
-    return Source(name, data, split, str(builder.hash), reads_paths=builder.name == "imagefolder")
+    own = Path(os.path.abspath(constants.HF_HUB_CACHE)) / f"datasets--{name.replace('/', '--')}"
+    folders = (own, Path(datasets.config.EXTRACTED_DATASETS_PATH)) if builder.name == IMAGE_FOLDER else ()
+    return Source(name, data, split, str(builder.hash), folders)
 
 
 def choose_split(name: str, names: Sequence[str], asked: str | None) -> str:
@@ -180,6 +192,19 @@ def value_at(row: Mapping[str, Any], column: str) -> Any:
     for part in column.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def _check_archives(paths: Sequence[Path]) -> None:
+    """Raises ValueError naming the .tar files without their end, which would be read as shorter ones in silence."""
+    problems = []
+    for path in paths:
+        if path.suffix.lower() != ".tar":
+            continue
+        with open(path, "rb") as stream:
+            stream.seek(max(0, path.stat().st_size - len(TAR_END)))
+            if stream.read() != TAR_END:
+                problems.append(f"{path}: the archive is cut short, or is none: its end is missing")
+    raise_if_any(problems, "the archives")
 
 
 def _file_fingerprint(path: Path) -> str:

@@ -33,7 +33,7 @@ from library.data.tagger_tags import (
     spell_tags,
     unknown_tags,
 )
-from library.files.whole_file import write_whole
+from library.files.whole_file import write_whole_bytes
 from library.settings.problems import raise_if_any
 from tools.folder_options import add_folder_options, exit_status, found_images
 from tools.wd14_model import Tagger, find_model
@@ -161,14 +161,10 @@ def write_tags(path: Path, tags: list[str], size: list[int], args: argparse.Name
     else:
         data = f"{text}\n".encode()
         written.overwritten += text_path.is_file() and text_path.read_bytes() != data
-        write_whole(text_path, lambda stream: _write(stream, data))
+        write_whole_bytes(text_path, data)
     written.counts.update(tags)
     if args.debug:
         tqdm.write(f"{path}: {text}")
-
-
-def _write(stream: Any, data: bytes) -> None:
-    stream.write(data)
 
 
 def tag_images(tree: ImageTree, tagger: Tagger, choice: TagChoice, args: argparse.Namespace) -> Written:

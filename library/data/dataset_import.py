@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +20,7 @@ from library.data.image_saving import save_rgb
 from library.data.image_util import check_image, load_rgb, readable_formats
 from library.data.metadata_table import save_table
 from library.files.safe_names import safe_relative_name
-from library.files.whole_file import ensure_writable, write_whole, write_whole_path
+from library.files.whole_file import ensure_writable, write_whole_bytes, write_whole_path
 
 IMAGES, METADATA, CONFIG, JOURNAL = "images", "metadata.json", "dataset.toml", "import.jsonl"
 INCOMING = ".incoming"
@@ -91,7 +91,7 @@ class ImportFolder:
                 f"{self.folder}: {' and '.join(there)} are there already, and not from an import that could go on; "
                 "choose another folder"
             )
-        write_bytes(self._journal, json.dumps(self._settings).encode() + b"\n")
+        write_whole_bytes(self._journal, json.dumps(self._settings).encode() + b"\n")
 
     def _go_on(self) -> None:
         lines = self._journal.read_bytes().split(b"\n")
@@ -107,7 +107,7 @@ class ImportFolder:
         for half_written in self.folder.rglob(".part-*"):  # by a process that was killed
             half_written.unlink()
         if lines[-1]:
-            write_bytes(self._journal, b"".join(line + b"\n" for line in lines[:-1]))
+            write_whole_bytes(self._journal, b"".join(line + b"\n" for line in lines[:-1]))
 
     def add(self, data: bytes, name: str | None, caption: str | None, tags: str | None) -> ImportedRow:
         """Write the picture of the next row; `name` is its path without ending (None: the row's number).
@@ -171,7 +171,7 @@ class ImportFolder:
             metadata_file=json.dumps(str((self.folder / METADATA).resolve()), ensure_ascii=False),
             wildcard=WILDCARD if several_lines else "",
         )
-        write_bytes(config, text.encode())
+        write_whole_bytes(config, text.encode())
         return config
 
 
@@ -193,12 +193,3 @@ def _ending_of(data: bytes) -> str:
             return _ENDING_OF[image.format or ""]
     except (OSError, KeyError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"it is no image in one of the formats {', '.join(formats)}") from error
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file. Raises ValueError when the system refuses."""
-
-    def write(stream: BinaryIO) -> None:
-        stream.write(data)
-
-    write_whole(path, write)

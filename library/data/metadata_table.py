@@ -5,9 +5,9 @@ JSON `{key: {field: value}}`, or JSON lines with the key as `image_path`; the en
 
 import json
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from library.files.whole_file import write_whole
+from library.files.whole_file import write_whole_bytes
 from library.settings.problems import raise_if_any
 from library.settings.table_file import read_table
 
@@ -82,8 +82,4 @@ def save_table(path: Path, table: Table) -> None:
         raise ValueError(
             f"{path}: {error.object[max(0, error.start - 60) : error.end]!r}: the name is not UTF-8"
         ) from error
-
-    def write(stream: BinaryIO) -> None:
-        stream.write(data)
-
-    write_whole(path, write)
+    write_whole_bytes(path, data)

@@ -32,6 +32,15 @@ def write_whole(
     write_whole_path(path, write_to, verify)
 
 
+def write_whole_bytes(path: str | Path, data: bytes) -> None:
+    """Like `write_whole` for contents at hand. Raises ValueError when the system refuses."""
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(data)
+
+    write_whole(path, write)
+
+
 def write_whole_path(
     path: str | Path, write_to: Callable[[Path], None], verify: Callable[[Path], None] | None = None
 ) -> None:

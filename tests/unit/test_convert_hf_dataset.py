@@ -223,6 +223,38 @@ def test_hostile_rows_are_left_out_by_name(hf, tmp_path, capsys):
     assert [path.name for path in (target / "images").rglob("*")] == ["good.jpg"]
 
 
+def test_files_outside_the_folder_are_left_out(hf, tmp_path, capsys):
+    """The library itself follows them."""
+    source = save_as(hf, "imagefolder", tmp_path)
+    (tmp_path / "secret.png").write_bytes(picture(0))
+    lines = ["file_name,text", "0.png,own", "../secret.png,not", f"{tmp_path / 'secret.png'},not", "./1.jpeg,own"]
+    (source / "metadata.csv").write_text("\n".join(lines) + "\n")
+    assert convert(source, tmp_path / "out") == 1
+    assert [entry["caption"] for entry in metadata(tmp_path / "out").values()] == ["own", "own"]
+    assert capsys.readouterr().err.count("not one of the data set's own") == 2
+
+
+def test_a_folder_by_other_names(hf, tmp_path, monkeypatch):
+    source = save_as(hf, "imagefolder", tmp_path)
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for number, name in enumerate(("../set", "../link", "../work/../set", str(tmp_path / "link"))):
+        assert convert(name, tmp_path / f"out{number}") == 0
+        assert len(metadata(tmp_path / f"out{number}")) == 6
+
+
+def test_a_cut_archive_is_refused(hf, tmp_path, capsys):
+    """The library takes what is left for the whole."""
+    source = save_as(hf, "webdataset", tmp_path)
+    whole = (source / "a.tar").read_bytes()
+    for size in (1024, 3000, len(whole) // 2 // 512 * 512, 0):
+        (source / "a.tar").write_bytes(whole[:size])
+        for place in (source, source / "a.tar"):
+            assert convert(place, tmp_path / "out") == 1
+            assert "a.tar: the archive is cut short" in capsys.readouterr().err
+
+
 def test_truncated_images_are_left_out(hf, tmp_path, capsys):
     images = [{"bytes": picture(n)[: 60 if n % 2 else None], "path": None} for n in range(6)]
     data_set(hf, image=images).to_parquet(tmp_path / "a.parquet")
