@@ -138,7 +138,7 @@ def read_batches(images: Sequence[Path], size: int, tagger: Tagger, threads: int
             return path, str(error), None
         return path, [image.shape[1], image.shape[0]], tagger.prepare(image)
 
-    with ThreadPoolExecutor(max_workers=threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) if threads is None else max(1, threads)) as pool:
         ahead: list[Future[Any]] = []
         for start in range(0, len(images), size):
             ready, ahead = ahead, [pool.submit(read, path) for path in images[start : start + size]]
@@ -188,9 +188,9 @@ def tag_images(tree: ImageTree, tagger: Tagger, choice: TagChoice, args: argpars
 def check_options(args: argparse.Namespace) -> None:
     """Raises ValueError with everything that can be seen to be wrong before the model is loaded."""
     problems = [
-        f"--{name} is {value}; it has to be 1 or more"
-        for name in ("batch_size", "max_data_loader_n_workers")
-        if (value := getattr(args, name)) is not None and value < 1
+        f"--{name} is {value}; it has to be {least} or more"
+        for name, least in (("batch_size", 1), ("max_data_loader_n_workers", 0))
+        if (value := getattr(args, name)) is not None and value < least
     ]
     if not args.caption_separator.strip():
         problems.append("--caption_separator has to hold more than blanks, or tags could not be told apart")
