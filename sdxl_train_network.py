@@ -101,12 +101,18 @@ def accumulate(run: Run, batch: "Batch") -> float:
         batch.loss_weights_B,
         run.args.loss,
         run.args.model.v_parameterization,
+        batch.masks_BHW,
     )
     predict = family.training_prediction(
-        model, inputs, batch.token_ids, batch.size_ids_B6, train_text=not run.args.network.network_train_unet_only
+        model,
+        inputs,
+        batch.token_ids,
+        batch.size_ids_B6,
+        train_text=not run.args.network.network_train_unet_only,
+        token_weights_BNT=batch.token_weights_BNT,
     )
     try:
-        return run.step.accumulate(predict, inputs.target_BCHW, inputs.weights_B, batch.index)
+        return run.step.accumulate(predict, inputs.target_BCHW, inputs.weights_B1HW, batch.index)
     except FloatingPointError as error:
         raise ValueError(
             f"batch {batch.index}: {error}, training stops and files saved before stay as they are. Its images: "
@@ -120,14 +126,11 @@ def prepare(args: TrainArgs) -> Run:
     Raises:
         ValueError: something that was asked for cannot be done; the message says what and where.
     """
-    from library.data.dataset import TrainDataset
     from library.data.run_rng import RunRng
-    from library.data.tokenizer import sdxl_tokenizers
     from library.device.device_utils import init_device
     from library.runs import run_setup
     from library.runs.checkpoint import Saver
     from library.runs.sdxl_train_util import SdxlFamily, build_model
-    from library.settings.folder_form import run_dataset_configs
     from library.training.noise_schedule import make_noise_schedule
     from library.training.train_util import TrainStep
     from library.training.trainable import Trainable
@@ -138,9 +141,7 @@ def prepare(args: TrainArgs) -> Run:
     module = run_setup.import_network_module(args.network.network_module)
     rule = run_setup.optimizer_rule(args.optimizer)
     device = init_device(args.compute.device, args.compute.flash_attn, args.compute.mixed_precision)
-    configs = run_dataset_configs(args.dataset_defaults(), **args.dataset_sources())
-    family.check_buckets(configs)
-    dataset = TrainDataset(configs, sdxl_tokenizers(), rng, workers=args.dataset.max_data_loader_n_workers)
+    dataset = run_setup.make_dataset(args, family, rng)
     length = run_setup.run_length(dataset.batches_per_epoch, args.optimizer, args.run)
     lr_at = run_setup.lr_lambda(args.lr, args.optimizer.learning_rate, length.total_steps)
 

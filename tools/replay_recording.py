@@ -12,6 +12,8 @@ from tools.replay_result import TINY_GRADIENT, Finding, judged, missing_of, rela
 
 METADATA = ("argv", "checkpoint_seed", "lora_seed", "lora_keys", "grad_keys")
 INPUTS = ("latents", "noise", "timesteps", "input_ids1", "input_ids2", "size_ids", "loss_weights")
+MASKS = "in.alpha_masks"
+"""With --masked_loss only."""
 GRADIENT, FINAL = "out.grad_step0.", "out.final."
 
 
@@ -40,7 +42,7 @@ def read_recording(path: Path) -> Recording:
         tensors = {key: file.read(key) for key in file}
         metadata = file.metadata
     missing = missing_of(METADATA, metadata) + missing_of([f"in.{name}" for name in INPUTS], tensors)
-    missing += missing_of(["out.loss"], tensors)
+    missing += missing_of(["out.loss", *([MASKS] if "--masked_loss" in metadata.get("argv", "") else [])], tensors)
     if missing:
         raise ValueError(f"{path}: not a whole recording of a training run: it lacks {', '.join(missing)}")
     try:

@@ -19,7 +19,7 @@ from library.training.train_util import TrainStep
 from library.training.trainable import Trainable
 from networks.network_base import Network
 from tools.replay_base import Base, ReplayOptions, base_model
-from tools.replay_recording import INPUTS, Outcome, Recording, compare, read_recording
+from tools.replay_recording import INPUTS, MASKS, Outcome, Recording, compare, read_recording
 from tools.replay_result import Finding, failed, listed, one_line
 
 
@@ -111,12 +111,12 @@ def run(replay: Replay) -> Outcome:
     losses, norms, updates = np.full(count, np.nan), np.full(count, np.nan), 0
     before = {key: tensor.copy() for key, tensor in replay.network.tensors.items()}
     predict, inputs = prediction(replay, 0)
-    _, pred, gradient = step.loss_and_grad(predict, Tensor(inputs.target_BCHW), Tensor(inputs.weights_B))
+    _, pred, gradient = step.loss_and_grad(predict, Tensor(inputs.target_BCHW), Tensor(inputs.weights_B1HW))
     for i in range(count):
         if i:
             predict, inputs = prediction(replay, i)
         try:
-            losses[i] = step.accumulate(predict, inputs.target_BCHW, inputs.weights_B, i)
+            losses[i] = step.accumulate(predict, inputs.target_BCHW, inputs.weights_B1HW, i)
         except FloatingPointError:
             break  # the losses from here on stay NaN, which fails
         if step.is_full:
@@ -139,6 +139,7 @@ def prediction(replay: Replay, index: int) -> tuple[Callable[[Run], Tensor], Dif
         batch["timesteps"],
         batch["loss_weights"],
         loss_weighting(args.loss, args.model.v_parameterization),
+        masks_BHW=replay.recording.tensors[MASKS][index] if args.loss.masked_loss else None,
     )
     predict = SdxlFamily().training_prediction(
         replay.base.model,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from library.data.augment import Face, face_in_name
 from library.data.buckets import BucketSelector, Placement, Size, batch_list, round_limits
-from library.data.scan import Findings, SubsetScan
+from library.data.scan import Findings, SubsetScan, some
 from library.settings.config_util import BUCKET_STEPS_MULTIPLE, DatasetConfig, SubsetConfig
 
 
@@ -28,6 +29,15 @@ class PlacedImage:
     """Width and height told to the model as the original size, in pixels."""
     repeats: int
     """Samples of this image in one epoch."""
+    mask: Path | None = None
+    """The image that weighs its loss; with the subset's alpha_mask the image itself does."""
+    face: Face | None = None
+    """What its crops are drawn around; each sample then has a placement of its own."""
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether its loss is weighed by a mask."""
+        return self.mask is not None or self.subset.alpha_mask
 
 
 @dataclass(frozen=True)
@@ -83,12 +93,27 @@ def build_bucketed(
             size = sizes.get(image.path)
             if size is None or count == 0:
                 continue
+            face = _face(config, scan.config, image.path, size)
             try:
-                placement, told = _place(config, scan.config, selector, size)
+                placement, told = _place(config, scan.config, selector, size, face)
             except ValueError as error:
                 findings.problems.append(f"{image.path}: {error}")
                 continue
-            images.append(PlacedImage(image.path, image.caption, scan.config, number, size, placement, told, count))
+            images.append(
+                PlacedImage(
+                    path=image.path,
+                    caption=image.caption,
+                    subset=scan.config,
+                    subset_number=number,
+                    size=size,
+                    placement=placement,
+                    conditioning_size=told,
+                    repeats=count,
+                    mask=image.mask,
+                    face=face,
+                )
+            )
+    _note_unused_face_range(config, scans, images, findings)
     sample_image = np.repeat(np.arange(len(images)), [image.repeats for image in images]).astype(np.int64)
     return BucketedDataset(
         config=config,
@@ -114,14 +139,49 @@ def _selector(config: DatasetConfig) -> BucketSelector:
     )
 
 
-def _place(config: DatasetConfig, subset: SubsetConfig, selector: BucketSelector, size: Size) -> tuple[Placement, Size]:
+def _covers(size: Size, target: Size) -> bool:
+    return size[0] >= target[0] and size[1] >= target[1]
+
+
+def _face(config: DatasetConfig, subset: SubsetConfig, path: Path, size: Size) -> Face | None:
+    """The face that crops are drawn around: without buckets, in an image that is large enough (inventory 2.6)."""
+    if subset.face_crop_aug_range is None or config.enable_bucket or not _covers(size, config.resolution):
+        return None
+    return face_in_name(path)
+
+
+def _note_unused_face_range(
+    config: DatasetConfig, scans: Sequence[SubsetScan], images: Sequence[PlacedImage], findings: Findings
+) -> None:
+    """Say for how many images face_crop_aug_range does nothing."""
+    for number, scan in enumerate(scans):
+        without = [image.path.name for image in images if image.subset_number == number and image.face is None]
+        if scan.config.face_crop_aug_range is None or not without:
+            continue
+        why = (
+            "enable_bucket is on"
+            if config.enable_bucket
+            else ("their names do not end in _centerx_centery_width_height, or they are smaller than the resolution")
+        )
+        findings.notes.append(
+            f"{scan.config.source}: face_crop_aug_range has no effect on {len(without)} images, since {why}: "
+            f"{some(without)}"
+        )
+
+
+def _place(
+    config: DatasetConfig, subset: SubsetConfig, selector: BucketSelector, size: Size, face: Face | None
+) -> tuple[Placement, Size]:
     """Placement of an image, and the size told to the model.
 
     With random_crop and without buckets the crop is cut from the image at its own scale where it is large enough, and
-    the model is told the crop's size (inventory 3.4); in all other cases the image is scaled to cover its bucket.
+    the model is told the crop's size (inventory 3.4), as it is of crops around a face; in all other cases the image is
+    scaled to cover its bucket.
     """
     target = config.resolution
-    covers = size[0] >= target[0] and size[1] >= target[1]
+    if face is not None:
+        return selector.select(size), target
+    covers = _covers(size, target)
     if subset.random_crop and not config.enable_bucket and covers:
         return Placement(target, size, target[0] / target[1] - size[0] / size[1]), target
     return selector.select(size), size

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from library.data.text_files import read_text
 from library.settings.config_util import SubsetConfig
 
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _WILDCARD = re.compile(r"\{([^}]+)\}")
 _PRIVATE_USE = range(0xE000, 0xF900)  # code points that stand for no character; Unicode's Private Use Area
 
@@ -114,19 +114,9 @@ def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
 def read_caption_file(path: Path, *, all_lines: bool) -> str:
     """The caption in a text file: its first line with text or, with `all_lines`, every such line (joined by newlines).
 
-    UTF-8 with or without a byte order mark. Raises ValueError naming the file for other encodings.
+    Raises ValueError naming the file for an encoding that is not certain, see `read_text`.
     """
-    data = path.read_bytes()
-    if data.startswith(_UTF16_MARKS):
-        raise ValueError(f"{path}: the caption file is UTF-16; save it as UTF-8")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: the caption file is not UTF-8 (byte 0x{data[error.start]:02x} at position {error.start}); "
-            "save it as UTF-8"
-        ) from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     return "\n".join(lines if all_lines else lines[:1])
 
 

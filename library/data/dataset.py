@@ -14,13 +14,13 @@ import numpy as np
 from library.data.batch import Batch
 from library.data.bucketed import PlacedImage, build_bucketed
 from library.data.captions import CaptionMoment
-from library.data.image_files import check_images
+from library.data.image_check import check_scans
 from library.data.image_util import import_cv2
 from library.data.loader import ordered_map
 from library.data.plan import Plan, make_plan
 from library.data.run_rng import RunRng
-from library.data.sample import DrawnSample, draw_sample, sample_pixels, size_ids
-from library.data.scan import Findings, scan_datasets
+from library.data.sample import DrawnSample, SamplePixels, draw_sample, sample_pixels, size_ids
+from library.data.scan import Findings, scan_datasets, weight_problems
 from library.data.tokenizer import ClipTokenizer
 from library.data.validation import hold_back
 from library.settings.config_util import DatasetConfig
@@ -52,21 +52,26 @@ class TrainDataset:
         rng: RunRng,
         *,
         workers: int = 0,
+        skip_bad_images: bool = False,
+        weighted_captions: bool = False,
     ) -> None:
         """Scan folders and captions, decode every image once to be sure of it, and fill the buckets.
 
         `tokenizers`: one per text encoder. `workers`: threads that make batches ahead, at most one per core; 0 makes
-        them when asked for. What is left out on purpose (num_repeats below 1) is logged.
+        them when asked for. `skip_bad_images`: leave broken images out. `weighted_captions`: read weights such as
+        `(cat:1.2)` in captions. What is left out on purpose (num_repeats below 1, broken images) is logged.
 
-        Raises ValueError that lists everything wrong: missing or empty folders, broken images, captions that are not
-        UTF-8, metadata without image.
+        Raises ValueError that lists everything wrong: missing or empty folders, broken images, images without the mask
+        that they should have, captions that cannot be read, metadata without image.
         """
         import_cv2()
         findings = Findings()
         scans = scan_datasets(configs, findings)
+        every_scan = [scan for subsets in scans for scan in subsets]
+        sizes, self.skipped_images = check_scans(every_scan, findings, skip_bad_images=skip_bad_images)
+        if weighted_captions:
+            findings.problems += weight_problems(every_scan)
         parts = hold_back(configs, scans, rng.seed, findings)
-        paths = (image.path for subsets in scans for subset in subsets for image in subset.images)
-        sizes = check_images(paths, findings.problems)
         self.datasets, self.validation = (
             tuple(
                 build_bucketed(config, subsets, sizes, findings) for config, subsets in zip(configs, part, strict=True)
@@ -79,6 +84,7 @@ class TrainDataset:
         self._notes = findings.notes
         self._tokenizers = tuple(tokenizers)
         self._rng = rng
+        self._weighted_captions = weighted_captions
         self._workers = min(workers, os.cpu_count() or 1)
 
     @property
@@ -101,9 +107,18 @@ class TrainDataset:
         """Regularisation images of all data sets, times their repeats."""
         return sum(dataset.num_reg_images for dataset in self.datasets)
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether the loss of any image is weighed by a mask."""
+        return any(image.has_mask for dataset in self.datasets for image in dataset.images)
+
     def plan(self) -> Plan:
         """What will be trained. Tokenizes every caption once, to find those that are cut."""
-        return make_plan(self.datasets, self._notes, self._tokenizers[0].count if self._tokenizers else None)
+        if not self._tokenizers:
+            return make_plan(self.datasets, self._notes, None)
+        tokenizer = self._tokenizers[0]
+        count = tokenizer.count_weighted if self._weighted_captions else tokenizer.count
+        return make_plan(self.datasets, self._notes, count)
 
     def epoch_order(self, epoch: int) -> list[BatchRef]:
         """The batches of an epoch (from 1) in training order.
@@ -149,22 +164,43 @@ class TrainDataset:
             for image, sample in zip(images, ref.samples, strict=True)
         ]
         prior = dataset.config.prior_loss_weight
+        pixels = [sample_pixels(image, choice) for image, choice in zip(images, drawn, strict=True)]
+        token_ids, token_weights = self._tokens(drawn, dataset.config.max_token_length)
         return Batch(
-            images_BCHW=np.stack([sample_pixels(image, choice) for image, choice in zip(images, drawn, strict=True)]),
+            images_BCHW=np.stack([sample.image_CHW for sample in pixels]),
             latents_BCHW=None,
-            token_ids=self._token_ids(drawn, dataset.config.max_token_length),
+            token_ids=token_ids,
+            token_weights_BNT=token_weights,
             size_ids_B6=_size_ids(images, drawn),
             loss_weights_B=np.array([prior if image.subset.is_reg else 1.0 for image in images], np.float32),
+            masks_BHW=_masks(pixels),
             captions=tuple(choice.caption for choice in drawn),
             keys=tuple(str(image.path) for image in images),
             index=index,
         )
 
-    def _token_ids(self, drawn: Sequence[DrawnSample], max_token_length: int | None) -> tuple[np.ndarray, ...]:
-        return tuple(
-            np.stack([tokenizer.ids(choice.caption, max_token_length) for choice in drawn])
+    def _tokens(
+        self, drawn: Sequence[DrawnSample], max_token_length: int | None
+    ) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
+        """Ids per text encoder, and the weights, which are the same for all of them."""
+        captions = [choice.caption for choice in drawn]
+        if not self._weighted_captions:
+            ids = [[tokenizer.ids(caption, max_token_length) for caption in captions] for tokenizer in self._tokenizers]
+            return tuple(map(np.stack, ids)), None
+        pairs = [
+            [tokenizer.ids_and_weights(caption, max_token_length) for caption in captions]
             for tokenizer in self._tokenizers
-        )
+        ]
+        weights = np.stack([weights for _, weights in pairs[0]])
+        return tuple(np.stack([ids for ids, _ in each]) for each in pairs), None if (weights == 1).all() else weights
+
+
+def _masks(pixels: Sequence[SamplePixels]) -> np.ndarray | None:
+    """float32 [B, H, W], ones for samples without a mask; None when none has one."""
+    if all(sample.mask_HW is None for sample in pixels):
+        return None
+    ones = np.ones(pixels[0].image_CHW.shape[1:], np.float32)
+    return np.stack([ones if sample.mask_HW is None else sample.mask_HW for sample in pixels])
 
 
 def _size_ids(images: Sequence[PlacedImage], drawn: Sequence[DrawnSample]) -> np.ndarray:

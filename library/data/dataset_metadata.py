@@ -10,7 +10,7 @@ def dataset_metadata(train_data: TrainDataset) -> dict[str, object]:
     """The data side's `ss_*` entries of a run with a dataset file, as plain values.
 
     The caller writes lists and dicts as JSON. Keys: the counts, ss_datasets (list), ss_tag_frequency and
-    ss_dataset_dirs (dicts).
+    ss_dataset_dirs (dicts); with images left out by --skip_bad_images also ss_skipped_images (list of file names).
     """
     frequencies: dict[str, dict[str, int]] = {}
     for dataset in train_data.datasets:
@@ -55,7 +55,8 @@ def folder_form_metadata(train_data: TrainDataset, accumulation_steps: int) -> d
 
 
 def _counts(train_data: TrainDataset) -> dict[str, object]:
-    return {
+    skipped = [path.name for path in train_data.skipped_images]
+    return ({"ss_skipped_images": skipped} if skipped else {}) | {
         "ss_num_train_images": train_data.num_train_images,
         "ss_num_reg_images": train_data.num_reg_images,
         "ss_num_batches_per_epoch": train_data.batches_per_epoch,

@@ -64,21 +64,26 @@ def list_folder(folder: Path) -> FolderListing:
     return listing
 
 
-def check_images(paths: Iterable[Path], problems: list[str]) -> dict[Path, Size]:
-    """Decode every image once, on all cores. Returns the upright sizes; images that fail are added to `problems`."""
+def check_images(paths: Iterable[Path], bad: dict[Path, str], notes: list[str]) -> dict[Path, Size]:
+    """Decode every image once, on all cores. Returns the upright sizes.
 
-    def size_or_reason(path: Path) -> Size | str:
+    Images that cannot be read are added to `bad`, with a line that says why; what should be known of others to `notes`.
+    """
+
+    def size_or_reason(path: Path) -> tuple[Size | str, list[str]]:
+        own_notes: list[str] = []
         try:
-            return check_image(path)
+            return check_image(path, own_notes), own_notes
         except ValueError as error:
-            return str(error)
+            return str(error), own_notes
 
     unique = list(dict.fromkeys(paths))
     sizes: dict[Path, Size] = {}
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        for path, result in zip(unique, pool.map(size_or_reason, unique), strict=True):
+        for path, (result, own_notes) in zip(unique, pool.map(size_or_reason, unique), strict=True):
+            notes += own_notes
             if isinstance(result, str):
-                problems.append(result)
+                bad[path] = result
             else:
                 sizes[path] = result
     return sizes

@@ -1,21 +1,25 @@
 """Pixels: open, turn upright, flatten on white, resize, crop, scale to [-1, 1].
 
-Images are uint8 arrays [H, W, 3] in RGB until `to_model_input`. Sizes are (width, height) in pixels.
+Images are uint8 arrays [H, W, 3] in RGB until `to_model_input`; with a mask [H, W, 4], masks alone [H, W]. Sizes are
+(width, height) in pixels.
 """
 
+import contextlib
+import functools
+import importlib
 import random
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from library.data.buckets import Placement, Size
+from library.data.image_color import eight_bits, flat_rgb, profile_problem, to_srgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF", "JXL")
 """Pillow formats that are opened, where Pillow has them; any other content is refused whatever its file name."""
@@ -25,6 +29,18 @@ MAX_PIXELS = 178_956_970
 
 _ORIENTATION = 0x0112  # EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_TURNS: MappingProxyType[object, Image.Transpose] = MappingProxyType(
+    {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+)
+"""EXIF orientation: what turns the stored image upright."""
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 # resize_interpolation: (library, name of the filter there); the original's choices (inventory 2.6)
@@ -45,13 +61,16 @@ INTERPOLATIONS = tuple(_FILTERS)
 """Allowed values of resize_interpolation."""
 
 
+@functools.cache
 def readable_formats() -> tuple[str, ...]:
-    """Those of FORMATS that the installed Pillow can open."""
+    """Those of FORMATS that the installed Pillow can open; pillow-jxl-plugin adds JXL."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_jxl")  # registers itself with Pillow
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(path: Path | str) -> Iterator[Image.Image]:
     """The opened image; everything that goes wrong with it becomes a ValueError that names the file."""
     try:
@@ -66,55 +85,96 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
         raise ValueError(f"{path}: the image cannot be read: {reason}") from error
 
 
-def check_image(path: Path | str) -> Size:
+def check_image(path: Path | str, notes: list[str] | None = None) -> Size:
     """Decode an image to its end and return its upright size (EXIF orientation applied).
 
-    A JPEG is decoded at an eighth of its size, which reads all of its data at a third of the time. Raises ValueError
-    naming the file when it is missing, truncated, of another format or too large.
+    A JPEG is decoded at an eighth of its size, which reads all of its data at a third of the time. A colour profile
+    that is of no use is told in `notes`. Raises ValueError naming the file when it is missing, truncated, of another
+    format or too large.
     """
     with _opened(path) as image:
         width, height = image.size
         image.draft(None, (width // 8, height // 8))
         image.load()
-        sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-    return (height, width) if sideways else (width, height)
+        problem = profile_problem(image)
+        if problem is not None and notes is not None:
+            notes.append(f"{path}: its colour profile is not used, since {problem}; its colours are taken as sRGB")
+        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
 
 
-def load_rgb(path: Path | str) -> np.ndarray:
-    """The image as uint8 [H, W, 3]: upright, transparency composited on white, 16-bit scaled to 8 bits.
+def read_image(path: Path | str, *, alpha: bool = False) -> Image.Image:
+    """The image in sRGB with 8 bits, upright, the first of several frames; RGB with transparency composited on white.
+
+    With `alpha` it is RGBA: the colours as they are below transparency, and the alpha channel (255 where there is
+    none). Raises ValueError naming the file when it cannot be read.
+    """
+    with _opened(path) as opened:
+        image = _upright(opened)
+        return to_srgb(image).convert("RGBA") if alpha else flat_rgb(image)
+
+
+def read_mask(path: Path | str) -> Image.Image:
+    """A mask as an image of mode L: the red channel, as in the original; 0 where the mask is transparent.
 
     Raises ValueError naming the file when it cannot be read.
     """
-    with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        return np.array(_flat_rgb(upright))
+    with _opened(path) as opened:
+        image = eight_bits(_upright(opened))
+        if not image.has_transparency_data:
+            return image.convert("RGB").getchannel("R")
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer).getchannel("R")
 
 
-def _flat_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+def load_rgb(path: Path | str) -> np.ndarray:
+    """Pixels of `read_image` as uint8 [H, W, 3]."""
+    return to_array(read_image(path))
 
 
-def resize_image(image_HWC: np.ndarray, size: Size, interpolation: str | None = None) -> np.ndarray:
-    """The image at `size`, with OpenCV or Pillow as the original does.
+def to_array(image: Image.Image) -> np.ndarray:
+    """Pixels as uint8 [H, W] (mode L), [H, W, 3] (RGB) or [H, W, 4] (RGBA)."""
+    if image.mode != "RGB":
+        return np.asarray(image)
+    planes = (np.frombuffer(image.tobytes("raw", band), np.uint8) for band in "RGB")  # half the time of asarray
+    array: np.ndarray = import_cv2().merge([plane.reshape(image.height, image.width) for plane in planes])
+    return array
+
+
+def _orientation(image: Image.Image) -> object:
+    """The EXIF orientation, 1 to 8; 1 where the EXIF data cannot be read."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except _BROKEN:
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(_orientation(image))
+    if turn is None:
+        image.load()
+        return image
+    upright = image.transpose(turn)
+    upright.info = image.info
+    return upright
+
+
+def resize_image(image: Image.Image | np.ndarray, size: Size, interpolation: str | None = None) -> np.ndarray:
+    """The image at `size` as uint8 [H, W, C], or [H, W] of one channel, by OpenCV or Pillow as the original does it.
 
     `interpolation`: one of INTERPOLATIONS; None: "area" when no side grows, else "lanczos".
     """
-    height, width = image_HWC.shape[:2]
-    if (width, height) == size:
-        return image_HWC
+    width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
     if interpolation is None:
         interpolation = "area" if width >= size[0] and height >= size[1] else "lanczos"
     library, name = _filter(interpolation)
-    if library == "PIL":
-        return np.array(Image.fromarray(image_HWC).resize(size, Image.Resampling[name]))
+    if library == "PIL" and (width, height) != size:
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        return to_array(image.resize(size, Image.Resampling[name]))
+    array = to_array(image) if isinstance(image, Image.Image) else image
+    if (width, height) == size:
+        return array
     cv2 = import_cv2()
-    resized: np.ndarray = cv2.resize(image_HWC, size, interpolation=getattr(cv2, name))
+    resized: np.ndarray = cv2.resize(array, size, interpolation=getattr(cv2, name))
     return resized
 
 
@@ -148,10 +208,10 @@ def crop_offset(placement: Placement, rng: random.Random | None) -> tuple[int, i
 
 
 def fit_to_bucket(
-    image_HWC: np.ndarray, placement: Placement, offset: tuple[int, int], interpolation: str | None = None
+    image: Image.Image | np.ndarray, placement: Placement, offset: tuple[int, int], interpolation: str | None = None
 ) -> np.ndarray:
-    """Resize, then cut the bucket out at `offset` (left, top). Returns [bucket height, bucket width, 3]."""
-    resized = resize_image(image_HWC, placement.resized, interpolation)
+    """Resize, then cut the bucket out at `offset` (left, top): uint8 [bucket height, bucket width, C], or without C."""
+    resized = resize_image(image, placement.resized, interpolation)
     (left, top), (width, height) = offset, placement.bucket
     return resized[top : top + height, left : left + width]
 
@@ -164,3 +224,8 @@ def to_model_input(image_HWC: np.ndarray, *, flipped: bool = False) -> np.ndarra
     if flipped:
         image_HWC = image_HWC[:, ::-1]
     return _LEVELS[np.ascontiguousarray(image_HWC.transpose(2, 0, 1))]
+
+
+def to_weights(mask_HW: np.ndarray, *, flipped: bool = False) -> np.ndarray:
+    """float32 [H, W] in [0, 1] from uint8 [H, W]; mirrored left to right when `flipped`."""
+    return (mask_HW[:, ::-1] if flipped else mask_HW).astype(np.float32) / np.float32(255)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from library.data.image_files import FolderListing, list_folder
+from library.data.text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,9 @@ class MetadataEntry:
 def read_metadata(path: Path) -> list[MetadataEntry]:
     """All entries sorted by key. Raises ValueError that says what is wrong with the file, every bad entry named."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        pairs = list(_pairs(text, json_lines=path.suffix.lower() == ".jsonl"))
+        pairs = list(_pairs(read_text(path), json_lines=path.suffix.lower() == ".jsonl"))
     except OSError as error:
         raise ValueError(f"metadata_file {str(path)!r} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise ValueError(f"metadata_file {str(path)!r} is not UTF-8; save it as UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"metadata_file {str(path)!r} is not valid JSON: {error}") from None
     problems = [problem for key, value in pairs for problem in _problems(key, value)]

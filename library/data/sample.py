@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
+from library.data.augment import ColorChange, change_colors, draw_color_change, draw_face_crop
 from library.data.bucketed import PlacedImage
-from library.data.buckets import Size, crop_ltrb
+from library.data.buckets import Placement, Size, crop_ltrb
 from library.data.captions import CaptionMoment, process_caption
-from library.data.image_util import crop_offset, fit_to_bucket, load_rgb, to_model_input
+from library.data.image_util import crop_offset, fit_to_bucket, read_image, read_mask, to_model_input, to_weights
 from library.data.run_rng import Key, RunRng
 
 
@@ -17,34 +19,72 @@ class DrawnSample:
 
     caption: str
     flipped: bool
+    placement: Placement
+    """The image's own, or one drawn around its face."""
     offset: tuple[int, int]
     """Left and top of the crop inside the resized image, in pixels."""
+    color: ColorChange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePixels:
+    """What one sample shows. H and W: height and width of its bucket in pixels."""
+
+    image_CHW: np.ndarray
+    """float32 [3, H, W] in [-1, 1]."""
+    mask_HW: np.ndarray | None
+    """float32 in [0, 1]: weight of each pixel in the loss; None when the whole image counts."""
 
 
 def draw_sample(image: PlacedImage, moment: CaptionMoment, rng: RunRng, place: tuple[Key, ...]) -> DrawnSample:
-    """Draw caption, mirroring and crop. `place` names the sample within the run: (epoch, data set, sample number)."""
+    """Draw caption, mirroring, crop and colours. `place` names the sample: (epoch, data set, sample number)."""
     subset = image.subset
+    placement, offset = _draw_crop(image, rng, place)
     return DrawnSample(
         caption=process_caption(image.caption, subset, moment, rng.python("caption", *place)),
         flipped=subset.flip_aug and rng.python("flip", *place).random() < 0.5,
-        offset=crop_offset(image.placement, rng.python("crop", *place) if subset.random_crop else None),
+        placement=placement,
+        offset=offset,
+        color=draw_color_change(rng.python("color", *place)) if subset.color_aug else None,
     )
 
 
-def sample_pixels(image: PlacedImage, drawn: DrawnSample) -> np.ndarray:
-    """The sample's pixels: float32 [3, bucket height, bucket width] in [-1, 1].
+def _draw_crop(image: PlacedImage, rng: RunRng, place: tuple[Key, ...]) -> tuple[Placement, tuple[int, int]]:
+    drawn = rng.python("crop", *place)
+    if image.face is not None:
+        return draw_face_crop(image.size, image.placement.bucket, image.face, image.subset, drawn)
+    return image.placement, crop_offset(image.placement, drawn if image.subset.random_crop else None)
+
+
+def sample_pixels(image: PlacedImage, drawn: DrawnSample) -> SamplePixels:
+    """The sample's pixels and its mask, cut and mirrored alike.
 
     Raises ValueError naming the file when it cannot be read, or has changed its size since the start.
     """
-    pixels = load_rgb(image.path)
-    height, width = pixels.shape[:2]
-    if (width, height) != image.size:
+    by_alpha = image.subset.alpha_mask and image.mask is None
+    stored = read_image(image.path, alpha=by_alpha)
+    if stored.size != image.size:
         raise ValueError(
-            f"{image.path}: the image is {width} x {height} pixels now and was {image.size[0]} x {image.size[1]} when "
-            "training started; start again"
+            f"{image.path}: the image is {stored.width} x {stored.height} pixels now and was {image.size[0]} x "
+            f"{image.size[1]} when training started; start again"
         )
-    fitted = fit_to_bucket(pixels, image.placement, drawn.offset, image.subset.resize_interpolation)
-    return to_model_input(fitted, flipped=drawn.flipped)
+    fitted = _fitted(stored, image, drawn)
+    pixels = fitted[..., :3]
+    if drawn.color is not None:
+        pixels = change_colors(np.ascontiguousarray(pixels), drawn.color)
+    mask = None
+    if by_alpha:
+        mask = fitted[..., 3]
+    elif image.mask is not None:
+        mask = _fitted(read_mask(image.mask), image, drawn)
+    return SamplePixels(
+        to_model_input(pixels, flipped=drawn.flipped),
+        None if mask is None else to_weights(mask, flipped=drawn.flipped),
+    )
+
+
+def _fitted(stored: Image.Image, image: PlacedImage, drawn: DrawnSample) -> np.ndarray:
+    return fit_to_bucket(stored, drawn.placement, drawn.offset, image.subset.resize_interpolation)
 
 
 def size_ids(original: Size, bucket: Size, *, flipped: bool) -> tuple[int, int, int, int, int, int]:

@@ -5,13 +5,21 @@ Whatever is wrong is collected, so that a user sees all of it at once.
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from library.data.augment import face_in_name, stem_without_face
 from library.data.captions import join_caption_and_tags, read_caption_file, tag_frequency
 from library.data.image_files import image_endings, list_folder
+from library.data.masks import MaskFolder
 from library.data.metadata_file import KeyResolver, MetadataEntry, read_metadata
+from library.data.prompt_syntax import parse_prompt_attention
 from library.settings.config_util import DatasetConfig, SubsetConfig
+
+CAPTION_ENDINGS = (".txt", ".caption")
+"""Usual endings of caption files."""
+MISSING_NAMED = 50
+"""Images without a mask that are named; of the rest the number is told."""
 
 
 @dataclass
@@ -33,6 +41,8 @@ class CaptionedImage:
     caption: str
     tag_text: str
     """The part of the caption whose tags are counted for the saved file's metadata."""
+    mask: Path | None = None
+    """The image that weighs its loss, from the subset's conditioning_data_dir."""
 
 
 @dataclass
@@ -92,11 +102,9 @@ def _scan_dataset(config: DatasetConfig, findings: Findings) -> list[SubsetScan]
             seen.add(location)
             try:
                 found = scan(subset, findings)
+                scans += [] if found is None else [_with_masks(found, findings)]
             except ValueError as error:
                 findings.problems.append(f"{subset.source}: {error}")
-                continue
-            if found is not None:
-                scans.append(found)
     if not config.subsets:
         findings.notes.append(f"{config.source}: has no [[datasets.subsets]], nothing of it is trained")
     return scans
@@ -110,25 +118,47 @@ def _scan_folder(subset: SubsetConfig, findings: Findings) -> SubsetScan | None:
     if listing.unreadable:
         findings.notes.append(
             f"{subset.source}: {len(listing.unreadable)} images in {str(folder)!r} are left out, since the installed "
-            f"Pillow cannot open their format: {_some(listing.unreadable)}"
+            f"Pillow cannot open their format: {some(listing.unreadable)}"
         )
     if not listing.images:
         findings.notes.append(
             f"{subset.source}: left out, since the folder {str(folder)!r} has no images ({', '.join(image_endings())})"
         )
         return None
-    ending = "." + subset.caption_extension.removeprefix(".")
     scan = SubsetScan(subset)
     for path in listing.images:
-        caption_path = path.with_name(path.stem + ending)
         caption = subset.class_tokens or ""
-        if caption_path.name in listing.names:
+        caption_path = _caption_file(path, subset.caption_extension, listing.names)
+        if caption_path is not None:
             try:
                 caption = read_caption_file(caption_path, all_lines=subset.enable_wildcard)
             except (ValueError, OSError) as error:
                 findings.problems.append(f"{subset.source}: {error}")
         scan.images.append(CaptionedImage(path, caption, caption))
+    _note_other_endings(scan, listing.names, findings)
     return scan
+
+
+def _caption_file(image: Path, ending: str, names: frozenset[str]) -> Path | None:
+    """The caption file among the `names` beside an image; one cut around a face has that of the whole image."""
+    ending = "." + ending.removeprefix(".")
+    stems = [image.stem] if face_in_name(image) is None else [image.stem, stem_without_face(image)]
+    return next((image.with_name(stem + ending) for stem in stems if stem + ending in names), None)
+
+
+def _note_other_endings(scan: SubsetScan, names: frozenset[str], findings: Findings) -> None:
+    """Say so when captions are there, but with the ending that is not asked for."""
+    asked = "." + scan.config.caption_extension.removeprefix(".")
+    for ending in CAPTION_ENDINGS:
+        if ending == asked or not any(name.endswith(ending) for name in names):
+            continue
+        missed = [image.path.name for image in scan.images if image.path.stem + ending in names]
+        missed = [name for name in missed if Path(name).stem + asked not in names]
+        if missed:
+            findings.notes.append(
+                f"{scan.config.source}: {len(missed)} images have a {ending} file that is not read, since "
+                f"caption_extension is {asked!r}: {some(missed)}"
+            )
 
 
 def _scan_metadata(subset: SubsetConfig, findings: Findings) -> SubsetScan | None:
@@ -156,8 +186,40 @@ def _scan_metadata(subset: SubsetConfig, findings: Findings) -> SubsetScan | Non
     if unnamed:
         findings.notes.append(
             f"{subset.source}: {len(unnamed)} images of {str(image_dir)!r} are not in {metadata_file.name} and are not "
-            f"trained: {_some(unnamed)}"
+            f"trained: {some(unnamed)}"
         )
+    return scan
+
+
+def _with_masks(scan: SubsetScan, findings: Findings) -> SubsetScan:
+    """The scan with the masks of its conditioning_data_dir; images without one are a problem."""
+    subset = scan.config
+    if subset.conditioning_data_dir is None:
+        return scan
+    folder = MaskFolder(Path(subset.conditioning_data_dir))
+    missing = []
+    for number, image in enumerate(scan.images):
+        try:
+            mask = folder.find(image.path)
+        except ValueError as error:
+            findings.problems.append(f"{subset.source}: {error}")
+            continue
+        if mask is None:
+            missing.append(image.path.name)
+        scan.images[number] = replace(image, mask=mask)
+    if missing:
+        findings.problems.append(
+            f"{subset.source}: {len(missing)} images have no mask in {subset.conditioning_data_dir!r} (an image of the "
+            f"same name, with any ending): {some(missing, MISSING_NAMED)}"
+        )
+    unused = folder.without_image([image.path for image in scan.images])
+    if unused:
+        findings.notes.append(
+            f"{subset.source}: {len(unused)} masks of {subset.conditioning_data_dir!r} belong to no image: "
+            f"{some(unused)}"
+        )
+    if subset.alpha_mask:
+        findings.notes.append(f"{subset.source}: alpha_mask is not used, since conditioning_data_dir has the masks")
     return scan
 
 
@@ -171,7 +233,18 @@ def _resolved(
             findings.problems.append(f"{subset.source}: {subset.metadata_file}: {error}")
 
 
-def _some(names: list[str], limit: int = 5) -> str:
+def weight_problems(scans: Sequence[SubsetScan]) -> list[str]:
+    """Captions in which a weight such as `(cat:1.2)` is not a number."""
+    problems = []
+    for image in (image for scan in scans for image in scan.images):
+        try:
+            parse_prompt_attention(image.caption)
+        except ValueError as error:
+            problems.append(f"{image.path}: {error}")
+    return problems
+
+
+def some(names: list[str], limit: int = 5) -> str:
     """The first few names, and how many more there are."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest

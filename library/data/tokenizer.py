@@ -66,6 +66,10 @@ class ClipTokenizer:
         """Number of content tokens of the text, uncut and without BOS and EOS."""
         return len(_content_ids(text))
 
+    def count_weighted(self, text: str) -> int:
+        """Like `count`, of a text such as `a (cat:1.3)`, whose brackets and weights are no tokens."""
+        return sum(len(_content_ids(piece)) for piece, _ in parse_prompt_attention(text))
+
     def _chunks(self, content: list[int], limit: int) -> np.ndarray:
         content = content[:limit]
         padding = [self.pad_token_id] * (limit - len(content))

@@ -65,6 +65,20 @@ def join_context(chunks: int) -> Block:
     return Block("", join, "", (), 2)
 
 
+def weigh_context(context_BTD: Tensor, weights_BT1: Tensor, parts: tuple) -> Tensor:
+    """Context with every token's hidden state multiplied by its weight."""
+    return context_BTD * weights_BT1.astype(context_BTD.dtype)
+
+
+WEIGH_CONTEXT = Block("", weigh_context, "", (), 2)
+
+
+def joined_weights(weights_BNT: np.ndarray) -> np.ndarray:
+    """Token weights [B, N, 77] as ``join_context`` lays the tokens out: [B, 75 N + 2, 1]. The ends weigh 1."""
+    middle = weights_BNT[:, :, 1:-1].reshape(len(weights_BNT), -1)
+    return np.pad(middle, ((0, 0), (1, 1)), constant_values=1.0)[..., None]
+
+
 @functools.cache
 def join_vector(chunks: int) -> Block:
     """Block (pooled [B*N, D], size embeddings [B, E]) -> vector [B, D + E]; pooled is the first chunk's."""
@@ -76,14 +90,22 @@ def join_vector(chunks: int) -> Block:
     return Block("", join, "", (), 2)
 
 
-def encode_text(spec: SdxlSpec, run: Run, token_ids: tuple[np.ndarray, np.ndarray]) -> TextOutputs:
-    """Token ids of both encoders, each [B, N, 77], to conditioning; ``pooled_BD`` still has all chunks [B*N, D]."""
+def encode_text(
+    spec: SdxlSpec, run: Run, token_ids: tuple[np.ndarray, np.ndarray], token_weights_BNT: np.ndarray | None = None
+) -> TextOutputs:
+    """Token ids of both encoders, each [B, N, 77], to conditioning; ``pooled_BD`` still has all chunks [B*N, D].
+
+    Token weights multiply the hidden states of both encoders; the pooled output knows nothing of them (inventory 5.3).
+    """
     batch, chunks, length = token_ids[0].shape
     ids1, ids2 = (ids.reshape(batch * chunks, length) for ids in token_ids)
     hidden1, _ = clip_text_forward(spec.te1, run, ids1)
     hidden2, pooled = clip_text_forward(spec.te2, run, ids2)
     assert pooled is not None
-    return TextOutputs(run(join_context(chunks), hidden1, hidden2), pooled)
+    context = run(join_context(chunks), hidden1, hidden2)
+    if token_weights_BNT is not None:
+        context = run(WEIGH_CONTEXT, context, Tensor(joined_weights(token_weights_BNT)))
+    return TextOutputs(context, pooled)
 
 
 def size_embeddings(size_ids_B6: np.ndarray) -> np.ndarray:
@@ -117,4 +139,9 @@ MAX_CHUNKS = 3
 def all_blocks(spec: SdxlSpec) -> tuple[Block, ...]:
     """Every block that a forward pass of the three models may run."""
     joins: list[Callable[[int], Block]] = [join_context, join_vector]
-    return (*spec.text_blocks(), *spec.unet_blocks(), *(j(n) for j in joins for n in range(1, MAX_CHUNKS + 1)))
+    return (
+        *spec.text_blocks(),
+        WEIGH_CONTEXT,
+        *spec.unet_blocks(),
+        *(j(n) for j in joins for n in range(1, MAX_CHUNKS + 1)),
+    )

@@ -15,13 +15,16 @@ from mindspore import Tensor
 from library.data.dataset import TrainDataset
 from library.data.dataset_metadata import dataset_metadata, folder_form_metadata
 from library.data.run_rng import RunRng
+from library.data.tokenizer import sdxl_tokenizers
 from library.device.random import key_tensor
 from library.files.file_dates import file_date
 from library.files.layer_target import LayerTarget
 from library.files.metadata import RunFacts, base_file_metadata, build_metadata
 from library.files.sai_model_spec import build_model_spec
+from library.runs.sdxl_train_util import SdxlFamily
 from library.settings.arguments import TrainArgs
 from library.settings.flag_groups import LrArgs, NetworkArgs, OptimizerArgs, RunArgs
+from library.settings.folder_form import run_dataset_configs
 from library.settings.key_values import parse_key_values
 from library.training.lr_schedules import LrOptions, make_lr_lambda
 from library.training.optimizers import AdamW, FlatOptimizer, make_optimizer
@@ -51,6 +54,30 @@ def run_length(batches_per_epoch: int, optimizer: OptimizerArgs, run: RunArgs) -
     per_epoch = math.ceil(batches_per_epoch / optimizer.gradient_accumulation_steps)
     total = per_epoch * run.max_train_epochs if run.max_train_epochs else run.max_train_steps
     return Length(batches_per_epoch, per_epoch, total, math.ceil(total / per_epoch))
+
+
+def make_dataset(args: TrainArgs, family: SdxlFamily, rng: RunRng) -> TrainDataset:
+    """The training data of the flags and the dataset file.
+
+    Raises:
+        ValueError: lists everything that is wrong with the settings, or with the files.
+    """
+    configs = run_dataset_configs(args.dataset_defaults(), **args.dataset_sources())
+    family.check_buckets(configs)
+    dataset = TrainDataset(
+        configs,
+        sdxl_tokenizers(),
+        rng,
+        workers=args.dataset.max_data_loader_n_workers,
+        skip_bad_images=args.dataset.skip_bad_images,
+        weighted_captions=args.dataset.weighted_captions,
+    )
+    if args.loss.masked_loss and not dataset.has_masks:
+        raise ValueError(
+            "--masked_loss: no image has a mask. Give subsets a conditioning_data_dir or alpha_mask = true in the file "
+            "of --dataset_config, or --alpha_mask; or leave the flag out"
+        )
+    return dataset
 
 
 def import_network_module(name: str) -> ModuleType:

@@ -104,9 +104,11 @@ class SdxlFamily:
         mean, logvar = model.vae.encode_moments(images_BCHW)
         return model.vae.sample(mean, logvar, eps_BCHW) * np.float32(VAE_SCALE)
 
-    def encode_text(self, model: SdxlModel, token_ids: Sequence[np.ndarray]) -> TextOutputs:
-        """Conditioning of token ids, one [B, chunks, 77] per text encoder, without gradients."""
-        return sdxl.encode_text(model.spec, model.run, (token_ids[0], token_ids[1]))
+    def encode_text(
+        self, model: SdxlModel, token_ids: Sequence[np.ndarray], token_weights_BNT: np.ndarray | None = None
+    ) -> TextOutputs:
+        """Conditioning of token ids, one [B, chunks, 77] per text encoder, without gradients; weights are optional."""
+        return sdxl.encode_text(model.spec, model.run, (token_ids[0], token_ids[1]), token_weights_BNT)
 
     def check_buckets(self, configs: Sequence[DatasetConfig]) -> None:
         """Sizes must suit the models.
@@ -128,6 +130,7 @@ class SdxlFamily:
         token_ids: Sequence[np.ndarray],
         size_ids_B6: np.ndarray,
         train_text: bool,
+        token_weights_BNT: np.ndarray | None = None,
     ) -> Callable[[Run], Tensor]:
         """One batch's prediction as a function of how blocks are run.
 
@@ -135,10 +138,10 @@ class SdxlFamily:
         """
         noisy = Tensor(inputs.noisy_BCHW)
         ids = (token_ids[0], token_ids[1])
-        frozen_text = None if train_text else self.encode_text(model, ids)
+        frozen_text = None if train_text else self.encode_text(model, ids, token_weights_BNT)
 
         def predict(run: Run) -> Tensor:
-            text = sdxl.encode_text(model.spec, run, ids) if frozen_text is None else frozen_text
+            text = frozen_text or sdxl.encode_text(model.spec, run, ids, token_weights_BNT)
             return sdxl.predict(model.spec, run, noisy, inputs.timesteps_B, text, size_ids_B6)
 
         return predict

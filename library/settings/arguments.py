@@ -31,7 +31,7 @@ DATASET_KEYS: Mapping[str, str] = MappingProxyType({"train_batch_size": "batch_s
 
 SOURCES = ("dataset_config", "train_data_dir", "reg_data_dir", "in_json")
 """Flags that say where the pictures are."""
-NO_KEYS = (*SOURCES, "max_data_loader_n_workers")
+NO_KEYS = (*SOURCES, "max_data_loader_n_workers", "skip_bad_images", "weighted_captions")
 """Flags of the group that are no fallbacks for keys of the dataset file."""
 
 

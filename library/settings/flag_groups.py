@@ -30,7 +30,7 @@ class ModelArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetArgs:
-    """Pictures and captions. All but the files and the workers are fallbacks for the dataset file's keys."""
+    """Pictures and captions. Those that a dataset file has keys for are its fallbacks."""
 
     dataset_config: str = ""
     """Dataset file (.toml or .json) that names the folders of pictures."""
@@ -43,6 +43,9 @@ class DatasetArgs:
     """Without --dataset_config: metadata file (.json or .jsonl) with the captions of the pictures."""
     max_data_loader_n_workers: Annotated[int, AT_LEAST_0] = 8
     """Processes that load pictures; 0 loads them in the training process. The result is the same for any number."""
+    skip_bad_images: bool = False
+    """Train without images that cannot be read, and name them in the log and in the saved file; else they are an
+    error."""
     train_batch_size: Annotated[int, AT_LEAST_1] = 1
     """Pictures in a batch (batch_size in the dataset file)."""
     dataset_repeats: Annotated[int, AT_LEAST_1] = 1
@@ -107,6 +110,8 @@ class DatasetArgs:
     """Number of tags that token warmup starts with."""
     token_warmup_step: Annotated[float, AT_LEAST_0] = 0.0
     """Step at which all tags are in use; below 1 a part of all steps; 0 is off."""
+    weighted_captions: bool = False
+    """Read brackets in captions as weights: (cat:1.3), (cat) is 1.1, [cat] is 1 / 1.1, \\( is a bracket."""
     max_token_length: Literal[75, 150, 225] | None = None
     """Tokens read of a caption; unset is 75."""
 

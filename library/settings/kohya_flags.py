@@ -45,7 +45,6 @@ NOT_BUILT: Mapping[str, tuple[Takes, str]] = MappingProxyType({
     # data
     "dataset_class": (ONE, "only dataset files are read; use --dataset_config"),
     "debug_dataset": (SWITCH, "leave it out"),
-    "weighted_captions": (SWITCH, "leave it out; brackets and weights in captions are then ordinary text"),
     "cache_latents": (SWITCH, NO_CACHE),
     "cache_latents_to_disk": (SWITCH, NO_CACHE),
     "skip_cache_check": (SWITCH, NO_CACHE),

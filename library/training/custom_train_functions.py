@@ -39,6 +39,19 @@ def loss_multipliers(schedule: NoiseSchedule, timesteps_B: np.ndarray, options: 
     return factor_B
 
 
+def mask_weights(masks_BHW: np.ndarray, latent_size: tuple[int, ...]) -> np.ndarray:
+    """Weights [B, 1, height, width] of the latents' pixels: means of the image's pixels that they stand for.
+
+    The image's sides are whole multiples of `latent_size` (height, width); torch's ``interpolate(mode="area")`` takes
+    the same means then. They are not scaled to a mean of 1: a small mask gives a small loss, as in the original.
+    """
+    batch, rows, columns = masks_BHW.shape
+    height, width = latent_size
+    assert rows % height == 0 and columns % width == 0, f"masks {masks_BHW.shape} do not fit latents {latent_size}"
+    squares = masks_BHW.reshape(batch, height, rows // height, width, columns // width)
+    return squares.mean(axis=(2, 4), dtype=np.float32)[:, None]
+
+
 def min_snr_weights(snr_B: np.ndarray, gamma: float, v_parameterization: bool) -> np.ndarray:
     """min(SNR, gamma) / SNR, for v-prediction min(SNR, gamma) / (SNR + 1). https://arxiv.org/abs/2303.09556"""
     cut_B = np.minimum(snr_B, np.float32(gamma))

@@ -14,6 +14,7 @@ from library.training.custom_train_functions import (
     draw_strength,
     draw_timesteps,
     loss_multipliers,
+    mask_weights,
 )
 from library.training.noise_schedule import NoiseSchedule
 
@@ -26,8 +27,8 @@ class DiffusionInputs:
     timesteps_B: np.ndarray
     target_BCHW: np.ndarray
     """What the UNet should answer: the noise, or the velocity."""
-    weights_B: np.ndarray
-    """Weight of each sample's mean squared error."""
+    weights_B1HW: np.ndarray
+    """Weight of each squared error; [B, 1, 1, 1] where no mask tells pixels apart."""
 
 
 def loss_weighting(loss: LossArgs, v_parameterization: bool) -> LossWeighting:
@@ -48,6 +49,7 @@ def noise_latents(
     loss_weights_B: np.ndarray,
     weighting: LossWeighting,
     input_noise_BCHW: np.ndarray | None = None,
+    masks_BHW: np.ndarray | None = None,
 ) -> DiffusionInputs:
     """Noise latents and form the target.
 
@@ -59,16 +61,20 @@ def noise_latents(
         loss_weights_B: weight of each sample before those of its timestep.
         weighting: options that weigh by timestep.
         input_noise_BCHW: the noise that the UNet's input is made of, where it is another (ip_noise_gamma).
+        masks_BHW: weight of each of the images' pixels, 0 to 1, at the size of the images.
     """
     input_noise = noise_BCHW if input_noise_BCHW is None else input_noise_BCHW
     target = noise_BCHW
     if weighting.v_parameterization:
         target = schedule.velocity(latents_BCHW, noise_BCHW, timesteps_B)
+    weights_B1HW = (loss_weights_B * loss_multipliers(schedule, timesteps_B, weighting)).reshape(-1, 1, 1, 1)
+    if masks_BHW is not None:
+        weights_B1HW = weights_B1HW * mask_weights(masks_BHW, latents_BCHW.shape[2:])
     return DiffusionInputs(
         noisy_BCHW=schedule.add_noise(latents_BCHW, input_noise, timesteps_B),
         timesteps_B=timesteps_B,
         target_BCHW=target,
-        weights_B=(loss_weights_B * loss_multipliers(schedule, timesteps_B, weighting)).astype(np.float32),
+        weights_B1HW=weights_B1HW.astype(np.float32),
     )
 
 
@@ -80,6 +86,7 @@ def draw_diffusion_inputs(
     loss_weights_B: np.ndarray,
     loss: LossArgs,
     v_parameterization: bool,
+    masks_BHW: np.ndarray | None = None,
 ) -> DiffusionInputs:
     """Draw noise and timesteps for the ``index``-th batch of the run, by kohya's rules and options."""
     generator = rng.numpy("noise", index)
@@ -95,4 +102,4 @@ def draw_diffusion_inputs(
         gamma = draw_strength(generator, loss.ip_noise_gamma, loss.ip_noise_gamma_random_strength)
         input_noise = apply_ip_noise(generator, noise, gamma)
     weighting = loss_weighting(loss, v_parameterization)
-    return noise_latents(schedule, latents_BCHW, noise, timesteps, loss_weights_B, weighting, input_noise)
+    return noise_latents(schedule, latents_BCHW, noise, timesteps, loss_weights_B, weighting, input_noise, masks_BHW)

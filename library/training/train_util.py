@@ -21,11 +21,10 @@ Predict = Callable[[Callable[..., Tensor]], Tensor]
 """Given a way to run blocks, one batch's prediction [B, 4, H, W]."""
 
 
-def weighted_mse(pred_BCHW: Tensor, target_BCHW: Tensor, weights_B: Tensor, parts: tuple) -> Tensor:
-    """Mean over the batch of weight times the sample's mean squared error."""
+def weighted_mse(pred_BCHW: Tensor, target_BCHW: Tensor, weights_B1HW: Tensor, parts: tuple) -> Tensor:
+    """Mean of the weighted squared errors; weights of [B, 1, 1, 1] hold for whole samples."""
     error = pred_BCHW - target_BCHW
-    per_sample = (error * error).reshape(error.shape[0], -1).mean(-1)
-    return (per_sample * weights_B).mean()
+    return (error * error * weights_B1HW).mean()
 
 
 LOSS = Block("", weighted_mse, "", (), 3)
@@ -73,30 +72,30 @@ class TrainStep:
         self._pending = 0
 
     def loss_and_grad(
-        self, predict: Predict, target_BCHW: Tensor, weights_B: Tensor, index: int = 0
+        self, predict: Predict, target_BCHW: Tensor, weights_B1HW: Tensor, index: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, prediction, gradient vector) of one batch; changes nothing. For the arguments see ``accumulate``."""
         keys = self._block_keys(index) if self._block_keys else None
         segments = self.trainable.split(self.theta)
         tape = BlockTape(self._bound, segments, keys, keep=self._keep)
         pred = predict(tape)
-        loss = tape(LOSS, pred, target_BCHW, weights_B)
+        loss = tape(LOSS, pred, target_BCHW, weights_B1HW)
         grads = tape.backward(Tensor(np.float32(1.0)))
         return loss, pred, ops.concat([grads[i] for i in range(len(segments))])
 
-    def accumulate(self, predict: Predict, target_BCHW: np.ndarray, weights_B: np.ndarray, index: int) -> float:
+    def accumulate(self, predict: Predict, target_BCHW: np.ndarray, weights_B1HW: np.ndarray, index: int) -> float:
         """One batch forward and backward; adds to the gradient of the coming update and returns the loss.
 
         Args:
             predict: the batch's prediction, given a way to run blocks.
             target_BCHW: what is to be predicted.
-            weights_B: weight of each sample's loss.
+            weights_B1HW: weight of each squared error, [B, 1, 1, 1] where it is one per sample.
             index: number of the batch in the run; keys its dropout masks.
 
         Raises:
             FloatingPointError: the loss is not a number; nothing was added.
         """
-        loss, _, grad = self.loss_and_grad(predict, Tensor(target_BCHW), Tensor(weights_B), index)
+        loss, _, grad = self.loss_and_grad(predict, Tensor(target_BCHW), Tensor(weights_B1HW), index)
         value = float(loss.asnumpy())
         if not np.isfinite(value):
             raise FloatingPointError(f"the loss is {value}")

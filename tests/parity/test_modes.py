@@ -75,7 +75,7 @@ def test_the_loss_of_a_fixed_batch_falls_by_half() -> None:
     predict, inputs = prediction(replay, 0)
     losses = []
     for i in range(200):
-        losses.append(replay.step.accumulate(predict, inputs.target_BCHW, inputs.weights_B, i))
+        losses.append(replay.step.accumulate(predict, inputs.target_BCHW, inputs.weights_B1HW, i))
         if losses[-1] < losses[0] / 2:
             break
         replay.step.update(1.0)

@@ -20,7 +20,10 @@ from tools.replay_result import Finding, judged, relative_error, relative_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = Settings(models=None, lora=None, jit=None, device="CPU")
-SHARED = ("unet_only_adamw", "min_snr_gamma", "max_grad_norm", "adamw_args", "v_parameterization_zero_terminal_snr")
+SHARED = (
+    *("unet_only_adamw", "min_snr_gamma", "max_grad_norm", "adamw_args", "v_parameterization_zero_terminal_snr"),
+    "masked_loss",
+)
 """Recordings of the same shapes: they share compiled programs, the first pays for them."""
 OWN_SHAPES = ("non_square", "tokens_225", "conv_lora", "text_encoders_and_unet")
 """Recordings that compile programs of their own."""

@@ -73,11 +73,32 @@ def test_caption_file_utf8_with_and_without_bom(tmp_path, prefix):
     assert read_caption_file(path, all_lines=True) == "caf\u00e9, \u732b\nsecond\nthird"
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "gbk", "shift-jis"])
-def test_caption_file_in_another_encoding_is_refused_by_name(tmp_path, encoding):
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_caption_file_in_the_encoding_that_its_mark_says(tmp_path, encoding):
+    text = "\u732b\u3068\u72ac, caf\u00e9"
+    marked = text if encoding in ("utf-8-sig", "utf-16", "utf-32") else "\ufeff" + text
+    (tmp_path / "a.txt").write_bytes(marked.encode(encoding))
+    assert read_caption_file(tmp_path / "a.txt", all_lines=False).lstrip("\ufeff") == text
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("\u7ea2\u8272\u7684\u732b".encode("gbk"), "not UTF-8.*as GBK it would begin '\u7ea2\u8272\u7684\u732b'"),
+        ("\u732b\u3068\u72ac".encode("shift-jis"), "not UTF-8.*Shift-JIS it would begin '\u732b\u3068\u72ac'"),
+        (
+            b"caf\xe9",
+            "not UTF-8 .byte 0xe9 at position 3.; as Windows-1252 it would begin 'caf\u00e9'; save it as UTF-8",
+        ),
+        (b"\x81\xff\x81", "not UTF-8 .byte 0x81 at position 0.; save it"),
+        (b"\xff\xfea", "begins as UTF-16 and is not"),
+        ("ab".encode("utf-16-le"), "zero bytes"),
+    ],
+)
+def test_caption_file_in_an_uncertain_encoding_is_refused_by_name(tmp_path, data, message):
     path = tmp_path / "picture 7.caption"
-    path.write_bytes("\u732b\u3068\u72ac".encode("shift-jis" if encoding == "shift-jis" else encoding, "ignore"))
-    with pytest.raises(ValueError, match=r"picture 7\.caption.*UTF-8"):
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"picture 7\.caption: .*{message}"):
         read_caption_file(path, all_lines=False)
 
 

@@ -185,7 +185,7 @@ def test_all_problems_are_told_at_once(tmp_path):
     for expected in (
         "cut.png: the image cannot be read",
         "fake.png: the image cannot be read",
-        "latin.caption: the caption file is not UTF-8 (byte 0xe9 at position 3)",
+        "latin.caption: the file is not UTF-8 (byte 0xe9 at position 3)",
         "missing' does not exist",
         "meta subset: metadata_file",
         "caption of 'good/one' has to be text, not 3",
