@@ -41,7 +41,11 @@ _TURNS: MappingProxyType[object, Image.Transpose] = MappingProxyType(
     }
 )
 """EXIF orientation: what turns the stored image upright."""
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_BROKEN = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError),
+    *(RuntimeError, LookupError, TypeError, OverflowError, MemoryError),
+)
+"""What Pillow's readers raise on damaged files."""
 
 # resize_interpolation: (library, name of the filter there); the original's choices (inventory 2.6)
 _FILTERS: MappingProxyType[str, tuple[str, str]] = MappingProxyType(

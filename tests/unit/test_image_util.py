@@ -5,15 +5,18 @@ import random
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from library.data.buckets import Placement, select_bucket
+from library.data.buckets import BucketSelector, Placement, select_bucket
 from library.data.image_util import (
     INTERPOLATIONS,
     check_image,
     crop_offset,
     fit_to_bucket,
     load_rgb,
+    read_image,
+    read_mask,
+    readable_formats,
     resize_image,
     to_model_input,
 )
@@ -160,3 +163,130 @@ def test_model_input_range_layout_and_mirror():
     np.testing.assert_array_equal(chw, (NOISE_HWC.transpose(2, 0, 1).astype(np.float32) / 255 - 0.5) / 0.5)
     np.testing.assert_array_equal(to_model_input(NOISE_HWC, flipped=True), chw[:, :, ::-1])
     assert to_model_input(np.array([[[0, 128, 255]]], np.uint8)).ravel().tolist()[::2] == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+@pytest.mark.parametrize("interpolation", [*INTERPOLATIONS, None])
+def test_resize_of_an_opened_image_is_that_of_its_pixels(mode, interpolation):
+    pixels = np.random.default_rng(4).integers(0, 256, (60, 90, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    for size in ((45, 30), (120, 133), (90, 60)):
+        found = resize_image(image, size, interpolation)
+        np.testing.assert_array_equal(found, resize_image(np.asarray(image), size, interpolation))
+        assert found.shape == (size[1], size[0], *np.asarray(image).shape[2:])
+
+
+def test_the_first_of_several_frames_is_read(tmp_path):
+    frames = [Image.fromarray(np.full((8, 8, 3), level, np.uint8)) for level in (40, 90, 200)]
+    for name, options in (("a.png", {}), ("a.webp", {"lossless": True})):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=50, **options)
+        with Image.open(tmp_path / name) as opened:
+            assert opened.n_frames == 3
+        assert (load_rgb(tmp_path / name) == 40).all() and check_image(tmp_path / name) == (8, 8)
+    # what two-lens phones write into .jpg files
+    frames[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    assert np.abs(load_rgb(tmp_path / "a.jpg").astype(int) - 40).max() <= 1
+
+
+@pytest.mark.skipif("AVIF" not in readable_formats(), reason="this Pillow cannot open AVIF")
+def test_avif_is_read_upright(tmp_path):
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).repeat(96).reshape(64, 96) * 3).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.avif", quality=100, exif=exif)
+    turned = np.asarray(image.transpose(Image.Transpose.ROTATE_270))
+    assert check_image(tmp_path / "a.avif") == (64, 96)
+    assert np.abs(load_rgb(tmp_path / "a.avif").astype(int) - turned).max() <= 6
+
+
+@pytest.mark.skipif("JXL" not in readable_formats(), reason="pillow-jxl-plugin is not installed")
+def test_jpeg_xl_is_read(tmp_path):
+    Image.fromarray(NOISE_HWC).save(tmp_path / "a.jxl", lossless=True)
+    np.testing.assert_array_equal(load_rgb(tmp_path / "a.jxl"), NOISE_HWC)
+
+
+def test_the_content_decides_and_not_the_ending(tmp_path):
+    Image.fromarray(NOISE_HWC).save(tmp_path / "in_truth_png.jpg", format="PNG")
+    np.testing.assert_array_equal(load_rgb(tmp_path / "in_truth_png.jpg"), NOISE_HWC)
+    for form in ("GIF", "TIFF", "PPM", "ICO", "EPS"):
+        Image.fromarray(NOISE_HWC).save(tmp_path / "other.png", format=form)
+        with pytest.raises(ValueError, match=r"other\.png.*no image in one of the formats PNG, JPEG"):
+            check_image(tmp_path / "other.png")
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """The bytes with a few of them changed, or a part cut out."""
+    changed = bytearray(data)
+    if rng.random() < 0.3:
+        start = rng.randrange(len(changed))
+        del changed[start : start + rng.randrange(1, 60)]
+    for _ in range(rng.randrange(1, 6)):
+        changed[rng.randrange(min(len(changed), rng.choice((40, 400, len(changed)))))] = rng.randrange(256)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "form", [name for name in ("PNG", "JPEG", "WEBP", "BMP", "AVIF") if name in readable_formats()]
+)
+def test_damaged_files_are_read_or_refused_by_name(tmp_path, form):
+    """Whatever the damage, the result is an image or a ValueError that names the file, never another exception."""
+    rng = random.Random(form)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "camera"
+    options = (
+        {}
+        if form == "BMP"
+        else {"exif": exif, "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}
+    )
+    Image.fromarray(NOISE_HWC).save(tmp_path / "whole", format=form, **options)
+    whole = (tmp_path / "whole").read_bytes()
+    path = tmp_path / "damaged.png"
+    refused = 0
+    for _ in range(150):
+        path.write_bytes(damaged(whole, rng))
+        for read in (check_image, load_rgb):
+            try:
+                read(path)
+            except ValueError as error:
+                assert str(error).startswith(f"{path}: the image cannot be read: ")
+                refused += 1
+    assert refused > 0
+
+
+def test_colours_below_transparency_are_kept_where_alpha_is_the_mask(tmp_path):
+    pixels = np.random.default_rng(5).integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    path = saved(tmp_path / "a.png", Image.fromarray(pixels))
+    np.testing.assert_array_equal(np.asarray(read_image(path, alpha=True)), pixels)
+    opaque = saved(tmp_path / "b.png", Image.fromarray(NOISE_HWC))
+    found = np.asarray(read_image(opaque, alpha=True))
+    np.testing.assert_array_equal(found, np.concatenate([NOISE_HWC, np.full((60, 90, 1), 255, np.uint8)], -1))
+
+
+def test_masks_are_read_from_the_red_channel_and_transparent_is_black(tmp_path):
+    colour = saved(tmp_path / "c.png", Image.fromarray(NOISE_HWC))
+    np.testing.assert_array_equal(np.asarray(read_mask(colour)), NOISE_HWC[..., 0])
+    for mode in ("L", "1", "P"):
+        grey = Image.fromarray(NOISE_HWC[..., 1]).convert(mode)
+        path = saved(tmp_path / "g.png", grey)
+        np.testing.assert_array_equal(np.asarray(read_mask(path)), np.asarray(grey.convert("RGB"))[..., 0])
+    painted = np.full((4, 4, 4), 255, np.uint8)
+    painted[:2, :, 3] = 0
+    path = saved(tmp_path / "p.png", Image.fromarray(painted))
+    assert np.asarray(read_mask(path)).tolist() == [[0] * 4] * 2 + [[255] * 4] * 2
+    deep = saved(tmp_path / "d.png", Image.fromarray(np.full((4, 4), 32768, np.uint16)))
+    assert (np.asarray(read_mask(deep)) == 128).all()
+
+
+@pytest.mark.parametrize("no_upscale", [False, True])
+def test_no_pixel_of_a_bucket_is_left_unfilled(no_upscale):
+    """For sizes drawn at random, any filter and any crop: a white image gives a white bucket of the right size."""
+    rng = random.Random(6)
+    selector = BucketSelector((96, 96), enabled=True, min_side=32, max_side=192, steps=32, no_upscale=no_upscale)
+    for _ in range(150):
+        size = (rng.randint(33, 300), rng.randint(33, 300))
+        if no_upscale and max(size) / min(size) > 8:
+            continue
+        placement = selector.select(size)
+        white = Image.new(rng.choice(("RGB", "RGBA", "L")), size, "white")
+        fitted = fit_to_bucket(white, placement, crop_offset(placement, rng), rng.choice((*INTERPOLATIONS, None)))
+        assert fitted.shape[:2] == placement.bucket[::-1] and (fitted == 255).all()
