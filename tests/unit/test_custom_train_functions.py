@@ -13,11 +13,13 @@ from library.training.custom_train_functions import (
     draw_timesteps,
     huber_thresholds,
     loss_multipliers,
+    mask_weights,
     min_snr_weights,
     upsample_bilinear,
     v_pred_like_factors,
     v_pred_scale,
 )
+from library.training.diffusion import noise_latents
 from library.training.noise_schedule import make_noise_schedule
 
 SCHEDULE = make_noise_schedule()
@@ -175,3 +177,31 @@ def test_upsample_bilinear_by_its_definition(size: tuple[int, int], target: tupl
                 for column, share_x in zip(columns, (1 - fx, fx), strict=True):
                     expected[:, :, i, j] += share_y * share_x * x[:, :, row, column]
     np.testing.assert_allclose(upsample_bilinear(x, *target), expected, atol=2e-6)
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+def test_mask_weights_are_means_over_the_pixels_of_a_latent_pixel() -> None:
+    masks = rng(1).random((2, 48, 32), np.float32)
+    found = mask_weights(masks, (6, 4))
+    assert found.shape == (2, 1, 6, 4) and found.dtype == np.float32
+    for row, column in ((0, 0), (5, 3), (2, 1)):
+        square = masks[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].astype(np.float64)
+        np.testing.assert_allclose(found[:, 0, row, column], square.mean(axis=(1, 2)), rtol=1e-6)
+    assert (mask_weights(np.ones((1, 16, 16), np.float32), (2, 2)) == 1).all()
+
+
+def test_masks_multiply_the_weights_of_the_samples() -> None:
+    latents, noise = rng(2).standard_normal((2, 2, 4, 2, 3), np.float32)
+    masks = rng(3).random((2, 16, 24), np.float32)
+    timesteps, weights = np.array([10, 700]), np.array([1, 0.5], np.float32)
+    options = LossWeighting(min_snr_gamma=5.0)
+    plain = noise_latents(SCHEDULE, latents, noise, timesteps, weights, options)
+    masked = noise_latents(SCHEDULE, latents, noise, timesteps, weights, options, masks_BHW=masks)
+    assert plain.weights_B1HW.shape == (2, 1, 1, 1)
+    expected = weights * loss_multipliers(SCHEDULE, timesteps, options)
+    np.testing.assert_allclose(plain.weights_B1HW.ravel(), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        masked.weights_B1HW, expected[:, None, None, None] * mask_weights(masks, (2, 3)), rtol=1e-6
+    )
+    np.testing.assert_array_equal(masked.noisy_BCHW, plain.noisy_BCHW)
+    assert masked.weights_B1HW.dtype == plain.weights_B1HW.dtype == np.float32
