@@ -74,6 +74,24 @@ def test_missing_doubtful_and_misshapen_masks_are_named(tmp_path):
     assert "d.png: the mask has 64 x 64 pixels and the image 64 x 48" in text
 
 
+def test_a_folder_of_masks_that_is_not_there(tmp_path):
+    save(tmp_path / "images" / "a.png", noise(64, 64))
+    with pytest.raises(ValueError, match=r"subset 1: the folder .*masks' does not exist"):
+        make(masked(tmp_path / "images", tmp_path / "masks"), kind="masked")
+
+
+def test_masks_and_pictures_held_back_for_validation(tmp_path):
+    for number in range(4):
+        save(tmp_path / "images" / f"{number}.png", noise(64, 64))
+        save(tmp_path / "masks" / f"{number}.png", noise(64, 64, 1)[..., 0])
+    (tmp_path / "images" / "0.png").write_text("broken")
+    data = make(
+        masked(tmp_path / "images", tmp_path / "masks"), kind="masked", validation_split=0.34, skip_bad_images=True
+    )
+    assert len(data.datasets[0].images) == 2 and len(data.validation[0].images) == 1
+    assert all(image.mask is not None for image in data.validation[0].images)
+
+
 @pytest.mark.parametrize(
     ("image", "mask", "fits"),
     [((1000, 750), (1000, 750), True), ((1000, 750), (500, 375), True), ((1001, 750), (500, 375), True)]
