@@ -19,10 +19,10 @@ class DrawnSample:
 
     caption: str
     flipped: bool
-    placement: Placement
-    """The image's own, or one drawn around its face."""
     offset: tuple[int, int]
     """Left and top of the crop inside the resized image, in pixels."""
+    placement: Placement | None = None
+    """Where the image goes when it is cropped around a face; None is the image's own place."""
     color: ColorChange | None = None
 
 
@@ -43,17 +43,17 @@ def draw_sample(image: PlacedImage, moment: CaptionMoment, rng: RunRng, place: t
     return DrawnSample(
         caption=process_caption(image.caption, subset, moment, rng.python("caption", *place)),
         flipped=subset.flip_aug and rng.python("flip", *place).random() < 0.5,
-        placement=placement,
         offset=offset,
+        placement=placement,
         color=draw_color_change(rng.python("color", *place)) if subset.color_aug else None,
     )
 
 
-def _draw_crop(image: PlacedImage, rng: RunRng, place: tuple[Key, ...]) -> tuple[Placement, tuple[int, int]]:
+def _draw_crop(image: PlacedImage, rng: RunRng, place: tuple[Key, ...]) -> tuple[Placement | None, tuple[int, int]]:
     drawn = rng.python("crop", *place)
     if image.face is not None:
         return draw_face_crop(image.size, image.placement.bucket, image.face, image.subset, drawn)
-    return image.placement, crop_offset(image.placement, drawn if image.subset.random_crop else None)
+    return None, crop_offset(image.placement, drawn if image.subset.random_crop else None)
 
 
 def sample_pixels(image: PlacedImage, drawn: DrawnSample) -> SamplePixels:
@@ -84,7 +84,7 @@ def sample_pixels(image: PlacedImage, drawn: DrawnSample) -> SamplePixels:
 
 
 def _fitted(stored: Image.Image, image: PlacedImage, drawn: DrawnSample) -> np.ndarray:
-    return fit_to_bucket(stored, drawn.placement, drawn.offset, image.subset.resize_interpolation)
+    return fit_to_bucket(stored, drawn.placement or image.placement, drawn.offset, image.subset.resize_interpolation)
 
 
 def size_ids(original: Size, bucket: Size, *, flipped: bool) -> tuple[int, int, int, int, int, int]:

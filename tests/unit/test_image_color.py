@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -81,6 +82,16 @@ def test_conversion_follows_the_definition_of_the_colour_spaces(tmp_path):
     rgb = np.linalg.solve(srgb_to_xyz, to_xyz @ linear)
     expected = np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb ** (1 / 2.4) - 0.055) * 255
     assert np.abs(load_rgb(tmp_path / "a.png")[0, 0] - expected).max() <= 1
+
+
+def test_threads_share_a_conversion(tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(16)]
+    for number, path in enumerate(paths):
+        Image.fromarray(np.roll(NOISE_HWC, number, 0)).save(path, icc_profile=wide_profile())
+    with ThreadPoolExecutor(8) as pool:
+        for number, found in enumerate(pool.map(load_rgb, paths)):
+            expected = by_pillow(Image.fromarray(np.roll(NOISE_HWC, number, 0)), wide_profile())
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_srgb_by_profile_leaves_every_pixel_alone(tmp_path):
