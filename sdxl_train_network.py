@@ -49,12 +49,15 @@ def train(run: Run) -> Path:
 
     from library.runs.checkpoint import Progress
     from library.runs.loss_average import LossAverage
+    from library.runs.shape_log import ShapeLog
 
     length, average, done = run.length, LossAverage(), 0
+    shapes = ShapeLog(run.dataset)
     bar = tqdm(total=length.total_steps, desc="steps", smoothing=0)
     for epoch in range(1, length.total_epochs + 1):
         for position, batch in enumerate(batches_of(run, epoch)):
-            loss = accumulate(run, batch)
+            with shapes.step(batch):
+                loss = accumulate(run, batch)
             average.add(position, loss)
             if run.step.is_full or position + 1 == length.batches_per_epoch:
                 run.step.update(run.lr_at(done))

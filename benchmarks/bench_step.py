@@ -96,7 +96,7 @@ def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[int], Calla
     sinusoid = Tensor(sdxl.sinusoidal_embedding(np.full(args.batch, 500), spec.sinusoid_width))
     vector = Tensor(random(args.batch, spec.vector_width))
     context = Tensor(random(args.batch, POSITIONS, spec.context_width))
-    ones = np.ones(args.batch, np.float32)
+    ones = np.ones((args.batch, 1, 1, 1), np.float32)
 
     def step_at(pixels: int) -> Callable[[], None]:
         noisy, target = random(2, args.batch, 4, pixels // 8, pixels // 8)
