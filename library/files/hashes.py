@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,27 @@ def _window_hash(chunks: Iterable[bytes | memoryview]) -> str:
         if position >= WINDOW_BEGIN + WINDOW_BYTES:
             break
     return digest.hexdigest()[:SHORT_HASH_DIGITS]
+
+
+def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """BLAKE2b of arrays with their names, types and shapes, 32 hex digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {arrays[name].shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def values_digest(weights: Mapping[str, np.ndarray]) -> str:
+    """BLAKE2b of a model's float32 values by name, 32 hex digits; shapes do not count, and the tensors share the cores.
+
+    A linear layer and its 1 x 1 convolution have the same values, so that one model has one digest in either layout.
+    """
+
+    def digest(name: str) -> bytes:
+        values = np.ascontiguousarray(weights[name], np.float32).reshape(-1).view(np.uint8)
+        return name.encode() + hashlib.blake2b(values.data, digest_size=16).digest()
+
+    with ThreadPoolExecutor() as pool:
+        return hashlib.blake2b(b"".join(pool.map(digest, sorted(weights))), digest_size=16).hexdigest()

@@ -5,6 +5,7 @@ import io
 import os
 import secrets
 import shutil
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,10 @@ from typing import BinaryIO, cast
 
 PROBE_BYTES = 1 << 20
 READ_BYTES = 4 << 20
+PART = ".part-"
+"""What names of unfinished files begin with."""
+LEFTOVER_SECONDS = 3600
+"""An unfinished file that was not written to for so long is nobody's any more."""
 
 
 def write_whole(
@@ -46,7 +51,7 @@ def write_whole_path(
 ) -> None:
     """Like `write_whole` for writers that want a file name: `write_to(part)` gets one with the ending of `path`."""
     path = Path(path)
-    part = path.with_name(f".part-{secrets.token_hex(8)}{path.suffix}")
+    part = path.with_name(f"{PART}{secrets.token_hex(8)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_to(part)
@@ -64,13 +69,27 @@ def write_whole_path(
         _sync(path.parent)
 
 
+def remove_leftovers(folder: Path, older_than_s: float = LEFTOVER_SECONDS) -> int:
+    """Remove what killed writers of `write_whole` left in a folder; returns the number of files.
+
+    Younger ones may belong to a process that is writing. What cannot be removed stays.
+    """
+    removed = 0
+    for part in folder.glob(f"{PART}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > older_than_s:
+                part.unlink()
+                removed += 1
+    return removed
+
+
 def ensure_writable(folder: str | Path, bytes_needed: int = 0) -> None:
     """Make sure that `bytes_needed` bytes can be written to `folder` (created when absent).
 
     Writes and removes a real file, because permissions, quotas and full disks show only then. Raises ValueError.
     """
     folder = Path(folder)
-    probe = folder / f".part-{secrets.token_hex(8)}"
+    probe = folder / f"{PART}{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
