@@ -93,9 +93,12 @@ def accumulate(run: Run, batch: "Batch") -> float:
     from library.training.diffusion import draw_diffusion_inputs
 
     family, model = run.family, run.model
-    assert batch.images_BCHW is not None
-    eps = run.rng.numpy("latents", batch.index).standard_normal(family.latent_shape(batch), dtype="float32")
-    latents = family.encode_images(model, batch.images_BCHW, eps)
+    posterior = batch.latents
+    if posterior is None:
+        assert batch.images_BCHW is not None
+        posterior = family.encode_images(model, batch.images_BCHW, run.args.cache.vae_batch_size)
+    eps = run.rng.numpy("latents", batch.index).standard_normal(posterior.mean.shape, dtype="float32")
+    latents = family.draw_latents(posterior, eps)
     inputs = draw_diffusion_inputs(
         run.schedule,
         run.rng,
@@ -106,13 +109,15 @@ def accumulate(run: Run, batch: "Batch") -> float:
         run.args.model.v_parameterization,
         batch.masks_BHW,
     )
+    train_text = not run.args.network.network_train_unet_only
     predict = family.training_prediction(
         model,
         inputs,
         batch.token_ids,
         batch.size_ids_B6,
-        train_text=not run.args.network.network_train_unet_only,
+        train_text,
         token_weights_BNT=batch.token_weights_BNT,
+        cached_text=batch.text,
     )
     try:
         return run.step.accumulate(predict, inputs.target_BCHW, inputs.weights_B1HW, batch.index)
@@ -132,8 +137,9 @@ def prepare(args: TrainArgs) -> Run:
     from library.data.run_rng import RunRng
     from library.device.device_utils import init_device
     from library.runs import run_setup
+    from library.runs.caching import build_cached_model
     from library.runs.checkpoint import Saver
-    from library.runs.sdxl_train_util import SdxlFamily, build_model
+    from library.runs.sdxl_train_util import SdxlFamily
     from library.training.noise_schedule import make_noise_schedule
     from library.training.train_util import TrainStep
     from library.training.trainable import Trainable
@@ -160,8 +166,8 @@ def prepare(args: TrainArgs) -> Run:
     saver = Saver(args.save, current_state, metadata, args.run.seed is not None, length.total_epochs)
     saver.check_place(sum(tensor.size for tensor in network.tensors.values()))
 
-    model = build_model(weights, device.compute_dtype, compiled=args.compute.compiled)
-    blocks = family.trained_blocks(model.spec)
+    model = build_cached_model(weights, dataset, args.cache, device.compute_dtype, args.compute.compiled)
+    blocks = family.trained_blocks(model)
     trainable = Trainable(network, blocks)
     step = TrainStep(
         model.weights,

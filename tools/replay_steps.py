@@ -70,7 +70,7 @@ def set_up(recording: Recording, args: TrainArgs, compiled: bool) -> Replay:
         lr_at = run_setup.lr_lambda(args.lr, args.optimizer.learning_rate, args.run.max_train_steps)
         shapes = {key: tensor.shape for key, tensor in network.tensors.items()}
         network.tensors.update(lora_weights(recording.lora_seed, shapes, args.network.network_alpha))
-        blocks = SdxlFamily().trained_blocks(base.model.spec)
+        blocks = SdxlFamily().trained_blocks(base.model)
         trainable = Trainable(network, blocks)
         optimizer = run_setup.flat_optimizer(rule, trainable, args.optimizer, compiled)
     except ValueError as error:

@@ -5,6 +5,35 @@ from dataclasses import dataclass
 import numpy as np
 
 
+@dataclass(frozen=True)
+class Posterior:
+    """What the VAE says that the latents of images may be: normal distributions, independent of each other.
+
+    Of one image [4, H, W] or several [B, 4, H, W]; not scaled.
+    """
+
+    mean: np.ndarray
+    """float32."""
+    std: np.ndarray
+    """float16, with or without a cache: half the space in it, and both train the same."""
+
+    def draw(self, eps: np.ndarray) -> np.ndarray:
+        """float32 latents drawn with the given standard normal noise: mean + std * eps."""
+        return (self.mean + self.std.astype(np.float32) * eps).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """What the text encoders give for a caption of T tokens [T, D], or for several [B, T, D]; float32 or float16."""
+
+    hidden1: np.ndarray
+    """Hidden states of the first encoder."""
+    hidden2: np.ndarray
+    """Hidden states of the second encoder."""
+    pooled: np.ndarray
+    """Pooled and projected output of the second encoder: [D], or [B, D]."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """One batch of equally sized samples, in NumPy.
@@ -15,14 +44,17 @@ class Batch:
     images_BCHW: np.ndarray | None
     """RGB pixels as float32 in [-1, 1]; None when the latents are given instead."""
 
-    latents_BCHW: np.ndarray | None
-    """Scaled latents as float32 (4 channels, an eighth of the pixel size); None when the images are given instead."""
+    latents: Posterior | None
+    """From a cache, 4 channels at an eighth of the pixel size; None when the images are given instead."""
 
     token_ids: tuple[np.ndarray, ...]
     """Per text encoder one int64 array [B, chunks, 77]."""
 
     token_weights_BNT: np.ndarray | None
     """float32, shaped like each of `token_ids`: factors on the text encoders' hidden states; None when all are 1."""
+
+    text: EncodedText | None
+    """From a cache; None when the tokens are to be encoded."""
 
     size_ids_B6: np.ndarray
     """float32, pixels: original height, width, crop top, left, target height, width."""

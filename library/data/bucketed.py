@@ -39,6 +39,11 @@ class PlacedImage:
         """Whether its loss is weighed by a mask."""
         return self.mask is not None or self.subset.alpha_mask
 
+    @property
+    def mask_in_alpha(self) -> bool:
+        """Whether that mask is the image's own transparency."""
+        return self.mask is None and self.subset.alpha_mask
+
 
 @dataclass(frozen=True)
 class Bucket:

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from library.data.batch import Batch
+from library.data.batch_images import cached, decoded
 from library.data.bucketed import PlacedImage, build_bucketed
 from library.data.captions import CaptionMoment
 from library.data.image_check import check_scans
 from library.data.image_util import import_cv2
+from library.data.latent_cache import LatentCache
 from library.data.loader import ordered_map
 from library.data.plan import Plan, make_plan
 from library.data.run_rng import RunRng
-from library.data.sample import DrawnSample, SamplePixels, draw_sample, sample_pixels, size_ids
+from library.data.sample import DrawnSample, draw_sample, size_ids
 from library.data.scan import Findings, scan_datasets, weight_problems
+from library.data.text_cache import TextCache
 from library.data.tokenizer import ClipTokenizer
 from library.data.validation import hold_back
 from library.settings.config_util import DatasetConfig
@@ -84,8 +87,12 @@ class TrainDataset:
         self._notes = findings.notes
         self._tokenizers = tuple(tokenizers)
         self._rng = rng
-        self._weighted_captions = weighted_captions
-        self._workers = min(workers, os.cpu_count() or 1)
+        self.weighted_captions = weighted_captions
+        self.workers = min(workers, os.cpu_count() or 1)
+        self.latent_cache: LatentCache | None = None
+        """Set when it is filled; batches then hold latents instead of images."""
+        self.text_cache: TextCache | None = None
+        """Set when it is filled; batches then hold what the text encoders give."""
 
     @property
     def batches_per_epoch(self) -> int:
@@ -112,12 +119,31 @@ class TrainDataset:
         """Whether the loss of any image is weighed by a mask."""
         return any(image.has_mask for dataset in self.datasets for image in dataset.images)
 
+    @property
+    def images(self) -> list[PlacedImage]:
+        """The images of all data sets, trained and held back."""
+        return [image for dataset in (*self.datasets, *self.validation) for image in dataset.images]
+
+    def tokens(
+        self, captions: Sequence[str], max_token_length: int | None
+    ) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
+        """Ids per text encoder, and the weights, which are the same for all of them; as in Batch."""
+        if not self.weighted_captions:
+            ids = [[tokenizer.ids(caption, max_token_length) for caption in captions] for tokenizer in self._tokenizers]
+            return tuple(map(np.stack, ids)), None
+        pairs = [
+            [tokenizer.ids_and_weights(caption, max_token_length) for caption in captions]
+            for tokenizer in self._tokenizers
+        ]
+        weights = np.stack([weights for _, weights in pairs[0]])
+        return tuple(np.stack([ids for ids, _ in each]) for each in pairs), None if (weights == 1).all() else weights
+
     def plan(self) -> Plan:
         """What will be trained. Tokenizes every caption once, to find those that are cut."""
         if not self._tokenizers:
             return make_plan(self.datasets, self._notes, None)
         tokenizer = self._tokenizers[0]
-        count = tokenizer.count_weighted if self._weighted_captions else tokenizer.count
+        count = tokenizer.count_weighted if self.weighted_captions else tokenizer.count
         return make_plan(self.datasets, self._notes, count)
 
     def epoch_order(self, epoch: int) -> list[BatchRef]:
@@ -154,7 +180,7 @@ class TrainDataset:
             index, ref = numbered
             return self._make_batch(ref, index, CaptionMoment(epoch, index // batches_per_step, max_train_steps))
 
-        yield from ordered_map(make, refs, self._workers)
+        yield from ordered_map(make, refs, self.workers)
 
     def _make_batch(self, ref: BatchRef, index: int, moment: CaptionMoment) -> Batch:
         dataset = self.datasets[ref.dataset]
@@ -163,44 +189,23 @@ class TrainDataset:
             draw_sample(image, moment, self._rng, (moment.epoch, ref.dataset, int(sample)))
             for image, sample in zip(images, ref.samples, strict=True)
         ]
-        prior = dataset.config.prior_loss_weight
-        pixels = [sample_pixels(image, choice) for image, choice in zip(images, drawn, strict=True)]
-        token_ids, token_weights = self._tokens(drawn, dataset.config.max_token_length)
+        captions = [choice.caption for choice in drawn]
+        token_ids, token_weights = self.tokens(captions, dataset.config.max_token_length)
+        cache, prior = self.latent_cache, dataset.config.prior_loss_weight
+        shown = decoded(images, drawn) if cache is None else cached(cache, images, drawn)
         return Batch(
-            images_BCHW=np.stack([sample.image_CHW for sample in pixels]),
-            latents_BCHW=None,
+            images_BCHW=shown.images_BCHW,
+            latents=shown.latents,
+            masks_BHW=shown.masks_BHW,
             token_ids=token_ids,
             token_weights_BNT=token_weights,
+            text=self.text_cache.batch(images, captions) if self.text_cache is not None else None,
             size_ids_B6=_size_ids(images, drawn),
             loss_weights_B=np.array([prior if image.subset.is_reg else 1.0 for image in images], np.float32),
-            masks_BHW=_masks(pixels),
-            captions=tuple(choice.caption for choice in drawn),
+            captions=tuple(captions),
             keys=tuple(str(image.path) for image in images),
             index=index,
         )
-
-    def _tokens(
-        self, drawn: Sequence[DrawnSample], max_token_length: int | None
-    ) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
-        """Ids per text encoder, and the weights, which are the same for all of them."""
-        captions = [choice.caption for choice in drawn]
-        if not self._weighted_captions:
-            ids = [[tokenizer.ids(caption, max_token_length) for caption in captions] for tokenizer in self._tokenizers]
-            return tuple(map(np.stack, ids)), None
-        pairs = [
-            [tokenizer.ids_and_weights(caption, max_token_length) for caption in captions]
-            for tokenizer in self._tokenizers
-        ]
-        weights = np.stack([weights for _, weights in pairs[0]])
-        return tuple(np.stack([ids for ids, _ in each]) for each in pairs), None if (weights == 1).all() else weights
-
-
-def _masks(pixels: Sequence[SamplePixels]) -> np.ndarray | None:
-    """float32 [B, H, W], ones for samples without a mask; None when none has one."""
-    if all(sample.mask_HW is None for sample in pixels):
-        return None
-    ones = np.ones(pixels[0].image_CHW.shape[1:], np.float32)
-    return np.stack([ones if sample.mask_HW is None else sample.mask_HW for sample in pixels])
 
 
 def _size_ids(images: Sequence[PlacedImage], drawn: Sequence[DrawnSample]) -> np.ndarray:

@@ -61,8 +61,7 @@ def sample_pixels(image: PlacedImage, drawn: DrawnSample) -> SamplePixels:
 
     Raises ValueError naming the file when it cannot be read, or has changed its size since the start.
     """
-    by_alpha = image.subset.alpha_mask and image.mask is None
-    stored = read_image(image.path, alpha=by_alpha)
+    stored = read_image(image.path, alpha=image.mask_in_alpha)
     if stored.size != image.size:
         raise ValueError(
             f"{image.path}: the image is {stored.width} x {stored.height} pixels now and was {image.size[0]} x "
@@ -72,15 +71,15 @@ def sample_pixels(image: PlacedImage, drawn: DrawnSample) -> SamplePixels:
     pixels = fitted[..., :3]
     if drawn.color is not None:
         pixels = change_colors(np.ascontiguousarray(pixels), drawn.color)
-    mask = None
-    if by_alpha:
-        mask = fitted[..., 3]
-    elif image.mask is not None:
-        mask = _fitted(read_mask(image.mask), image, drawn)
-    return SamplePixels(
-        to_model_input(pixels, flipped=drawn.flipped),
-        None if mask is None else to_weights(mask, flipped=drawn.flipped),
-    )
+    mask = to_weights(fitted[..., 3], flipped=drawn.flipped) if image.mask_in_alpha else mask_of_file(image, drawn)
+    return SamplePixels(to_model_input(pixels, flipped=drawn.flipped), mask)
+
+
+def mask_of_file(image: PlacedImage, drawn: DrawnSample) -> np.ndarray | None:
+    """The sample's mask where it is a file of its own: float32 [H, W] in [0, 1]. Raises ValueError naming the file."""
+    if image.mask is None:
+        return None
+    return to_weights(_fitted(read_mask(image.mask), image, drawn), flipped=drawn.flipped)
 
 
 def _fitted(stored: Image.Image, image: PlacedImage, drawn: DrawnSample) -> np.ndarray:

@@ -30,16 +30,22 @@ class TextOutputs:
 
 
 @dataclass(frozen=True)
-class SdxlSpec:
-    """Layout of the three models with trained or adapted layers."""
+class TextSpec:
+    """Layout of the two text encoders."""
 
-    unet: UNetSpec
     te1: ClipTextSpec
     te2: ClipTextSpec
 
     def text_blocks(self) -> tuple[Block, ...]:
         """Blocks of both text encoders that a forward pass runs, in its order."""
         return (*self.te1.blocks(), *self.te2.blocks())
+
+
+@dataclass(frozen=True)
+class SdxlSpec(TextSpec):
+    """Layout of the three models with trained or adapted layers."""
+
+    unet: UNetSpec
 
     def unet_blocks(self) -> tuple[Block, ...]:
         """Blocks of the UNet, in the order of the forward pass."""
@@ -91,7 +97,7 @@ def join_vector(chunks: int) -> Block:
 
 
 def encode_text(
-    spec: SdxlSpec, run: Run, token_ids: tuple[np.ndarray, np.ndarray], token_weights_BNT: np.ndarray | None = None
+    spec: TextSpec, run: Run, token_ids: tuple[np.ndarray, np.ndarray], token_weights_BNT: np.ndarray | None = None
 ) -> TextOutputs:
     """Token ids of both encoders, each [B, N, 77], to conditioning; ``pooled_BD`` still has all chunks [B*N, D].
 
@@ -138,10 +144,10 @@ MAX_CHUNKS = 3
 
 def all_blocks(spec: SdxlSpec) -> tuple[Block, ...]:
     """Every block that a forward pass of the three models may run."""
+    return (*spec.text_blocks(), *spec.unet_blocks(), *join_blocks())
+
+
+def join_blocks() -> tuple[Block, ...]:
+    """The blocks without weights between the models."""
     joins: list[Callable[[int], Block]] = [join_context, join_vector]
-    return (
-        *spec.text_blocks(),
-        WEIGH_CONTEXT,
-        *spec.unet_blocks(),
-        *(j(n) for j in joins for n in range(1, MAX_CHUNKS + 1)),
-    )
+    return (WEIGH_CONTEXT, *(join(chunks) for join in joins for chunks in range(1, MAX_CHUNKS + 1)))

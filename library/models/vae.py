@@ -10,7 +10,9 @@ import numpy as np
 from mindspore import Parameter, Tensor, ops
 from mindspore.nn.utils import no_init_parameters
 
+from library.data.batch import Posterior
 from library.device.mindone_import import diffusers_class
+from library.files.hashes import values_digest
 from library.models.vae_keys import VaeSpec, diffusers_vae_key, infer_vae_spec, original_vae_keys
 from library.models.vae_strips import use_strips
 
@@ -61,10 +63,13 @@ class Vae:
         mean, logvar = np.split(moments, 2, axis=1)
         return mean, np.clip(logvar, *_LOGVAR_RANGE)
 
-    @staticmethod
-    def sample(mean: np.ndarray, logvar: np.ndarray, eps: np.ndarray) -> np.ndarray:
-        """Latents drawn with the given standard normal noise: mean + exp(logvar / 2) * eps."""
-        return (mean + np.exp(0.5 * logvar) * eps).astype(np.float32)
+    def encode(self, images_BCHW: np.ndarray, at_once: int) -> Posterior:
+        """The latents' distribution, `at_once` images at a time."""
+        moments = [
+            self.encode_moments(images_BCHW[first : first + at_once]) for first in range(0, len(images_BCHW), at_once)
+        ]
+        mean, logvar = (np.concatenate(parts) for parts in zip(*moments, strict=True))
+        return Posterior(mean, np.exp(0.5 * logvar).astype(np.float16))
 
     def decode(self, latents_BCHW: np.ndarray | Tensor) -> np.ndarray:
         """Images [B, C, 8 H, 8 W], about [-1, 1] and not clipped, of latents that are not scaled.
@@ -95,6 +100,11 @@ def load_vae(weights: Mapping[str, np.ndarray]) -> Vae:
     _fill(dict(model.parameters_and_names()), named, len(spec.widths))
     use_strips(model)
     return Vae(model, spec)
+
+
+def vae_digest(weights: Mapping[str, np.ndarray]) -> str:
+    """A digest of a VAE's values, the same in each of the namings that ``load_vae`` takes."""
+    return values_digest(_Renamed(weights))
 
 
 class _Renamed(Mapping[str, np.ndarray]):

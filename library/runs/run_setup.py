@@ -23,6 +23,7 @@ from library.files.metadata import RunFacts, base_file_metadata, build_metadata
 from library.files.sai_model_spec import build_model_spec
 from library.runs.sdxl_train_util import SdxlFamily
 from library.settings.arguments import TrainArgs
+from library.settings.cache_checks import check_cacheable
 from library.settings.flag_groups import LrArgs, NetworkArgs, OptimizerArgs, RunArgs
 from library.settings.folder_form import run_dataset_configs
 from library.settings.key_values import parse_key_values
@@ -64,6 +65,7 @@ def make_dataset(args: TrainArgs, family: SdxlFamily, rng: RunRng) -> TrainDatas
     """
     configs = run_dataset_configs(args.dataset_defaults(), **args.dataset_sources())
     family.check_buckets(configs)
+    check_cacheable(configs, args.cache)
     dataset = TrainDataset(
         configs,
         sdxl_tokenizers(),
@@ -211,7 +213,7 @@ def metadata_maker(
     options: dict[str, object] = {}
     for group in (args.model, args.dataset, args.network, args.optimizer, args.lr, args.loss, args.compute, args.run):
         options |= vars(group)
-    options |= vars(args.save) | vars(args.metadata) | {"seed": seed}
+    options |= vars(args.save) | vars(args.metadata) | {"seed": seed, "cache_latents": args.cache.latents}
     if args.dataset.resolution is None:
         options["resolution"] = max((d.config.resolution for d in dataset.datasets), key=math.prod)
     date = file_date(args.run.seed is not None)

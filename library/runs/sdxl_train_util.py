@@ -2,19 +2,19 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from library.data.batch import Batch
+from library.data.batch import EncodedText, Posterior
 from library.files.layer_target import LayerTarget
 from library.models import sdxl
 from library.models.block import Block
 from library.models.clip_text import infer_clip_text_spec
 from library.models.program import Forward, bind
-from library.models.sdxl import SdxlSpec, TextOutputs
+from library.models.sdxl import SdxlSpec, TextOutputs, TextSpec
 from library.models.sdxl_model_util import OutlineFile, SdxlWeights, load_weights, lora_targets
 from library.models.unet import Run, infer_unet_spec
 from library.models.vae import VAE_SCALE, Vae, load_vae
@@ -41,6 +41,16 @@ class SdxlModel:
     run: Forward
     """Applies the blocks of all parts without gradients."""
 
+    @property
+    def dtype(self) -> ms.Type:
+        """Type of the UNet's and text encoders' tensors."""
+        return next(iter(self.weights["unet"].values())).dtype
+
+    def without_text_encoders(self) -> "SdxlModel":
+        """The same model when captions need not be encoded any more; gives their memory back."""
+        kept = {block: bound for block, bound in self.run.bound.items() if block.part in ("", "unet")}
+        return replace(self, weights={"unet": self.weights["unet"]}, run=Forward(kept, self.run.segments))
+
 
 def build_model(
     weights: SdxlWeights, dtype: ms.Type = ms.float32, network: TrainedNetwork | None = None, compiled: bool = True
@@ -61,12 +71,30 @@ def build_model(
 
 def infer_spec(parts: Mapping[str, Mapping[str, np.ndarray]]) -> SdxlSpec:
     """The layout of the three models, from their shapes."""
-    shapes = {part: {key: array.shape for key, array in arrays.items()} for part, arrays in parts.items()}
-    return SdxlSpec(
-        infer_unet_spec(shapes["unet"]),
-        infer_clip_text_spec("te1", shapes["te1"], pooled=False),
-        infer_clip_text_spec("te2", shapes["te2"], pooled=True),
+    text = infer_text_spec(parts)
+    return SdxlSpec(text.te1, text.te2, infer_unet_spec(_shapes(parts["unet"])))
+
+
+def infer_text_spec(parts: Mapping[str, Mapping[str, np.ndarray]]) -> TextSpec:
+    """The layout of the text encoders, from their shapes."""
+    return TextSpec(
+        infer_clip_text_spec("te1", _shapes(parts["te1"]), pooled=False),
+        infer_clip_text_spec("te2", _shapes(parts["te2"]), pooled=True),
     )
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {key: array.shape for key, array in arrays.items()}
+
+
+def build_text_encoders(
+    weights: SdxlWeights, dtype: ms.Type = ms.float32, compiled: bool = True
+) -> tuple[TextSpec, Forward]:
+    """Put the text encoders alone on the device; the arguments are those of ``build_model``."""
+    spec = infer_text_spec(weights.parts)
+    tensors = {part: to_tensors(weights.parts[part], dtype) for part in ("te1", "te2")}
+    blocks = (*spec.text_blocks(), *sdxl.join_blocks())
+    return spec, Forward({block: bind(block, tensors, compiled=compiled) for block in blocks})
 
 
 def inference_run(
@@ -78,6 +106,12 @@ def inference_run(
         return Forward({block: bind(block, tensors, compiled=compiled) for block in blocks})
     trainable = Trainable(network, blocks)
     return Forward(bind_all(tensors, blocks, trainable, compiled), trainable.split(Tensor(trainable.pack())))
+
+
+def text_outputs(text: EncodedText, dtype: ms.Type) -> TextOutputs:
+    """Conditioning from a cache."""
+    context = np.concatenate((text.hidden1, text.hidden2), axis=-1)
+    return TextOutputs(Tensor(context).astype(dtype), Tensor(text.pooled).astype(dtype))
 
 
 class SdxlFamily:
@@ -95,14 +129,17 @@ class SdxlFamily:
         """Every layer that a network may adapt."""
         return lora_targets(weights)
 
-    def trained_blocks(self, spec: SdxlSpec) -> tuple[Block, ...]:
+    def trained_blocks(self, model: SdxlModel) -> tuple[Block, ...]:
         """The blocks of a training step's forward pass, in its order."""
-        return sdxl.all_blocks(spec)
+        return tuple(block for block in sdxl.all_blocks(model.spec) if block.part in ("", *model.weights))
 
-    def encode_images(self, model: SdxlModel, images_BCHW: np.ndarray, eps_BCHW: np.ndarray) -> np.ndarray:
-        """Scaled latents [B, 4, H / 8, W / 8] of images in [-1, 1], drawn with the given standard normal noise."""
-        mean, logvar = model.vae.encode_moments(images_BCHW)
-        return model.vae.sample(mean, logvar, eps_BCHW) * np.float32(VAE_SCALE)
+    def encode_images(self, model: SdxlModel, images_BCHW: np.ndarray, at_once: int) -> Posterior:
+        """What the VAE says of images in [-1, 1]; latents are [B, 4, H / 8, W / 8]. `at_once` images are encoded."""
+        return model.vae.encode(images_BCHW, at_once)
+
+    def draw_latents(self, posterior: Posterior, eps_BCHW: np.ndarray) -> np.ndarray:
+        """Scaled latents, drawn with the given standard normal noise."""
+        return posterior.draw(eps_BCHW) * np.float32(VAE_SCALE)
 
     def encode_text(
         self, model: SdxlModel, token_ids: Sequence[np.ndarray], token_weights_BNT: np.ndarray | None = None
@@ -131,14 +168,20 @@ class SdxlFamily:
         size_ids_B6: np.ndarray,
         train_text: bool,
         token_weights_BNT: np.ndarray | None = None,
+        cached_text: EncodedText | None = None,
     ) -> Callable[[Run], Tensor]:
         """One batch's prediction as a function of how blocks are run.
 
-        With ``train_text`` the text encoders are part of it and get gradients; else they are run here, without.
+        With ``train_text`` the text encoders are part of it and get gradients; else they are run here, without, unless
+        their outputs are in a cache.
         """
         noisy = Tensor(inputs.noisy_BCHW)
         ids = (token_ids[0], token_ids[1])
-        frozen_text = None if train_text else self.encode_text(model, ids, token_weights_BNT)
+        if cached_text is not None:
+            assert not train_text, "outputs of trained text encoders are not cached"
+            frozen_text: TextOutputs | None = text_outputs(cached_text, model.dtype)
+        else:
+            frozen_text = None if train_text else self.encode_text(model, ids, token_weights_BNT)
 
         def predict(run: Run) -> Tensor:
             text = frozen_text or sdxl.encode_text(model.spec, run, ids, token_weights_BNT)
@@ -161,9 +204,3 @@ class SdxlFamily:
     def decode(self, model: SdxlModel, latents_BCHW: np.ndarray) -> np.ndarray:
         """Images, about [-1, 1], of scaled latents."""
         return model.vae.decode(latents_BCHW / np.float32(VAE_SCALE))
-
-    def latent_shape(self, batch: Batch) -> tuple[int, int, int, int]:
-        """Shape of the latents of a batch's images."""
-        assert batch.images_BCHW is not None
-        count, _, height, width = batch.images_BCHW.shape
-        return count, 4, height // 8, width // 8

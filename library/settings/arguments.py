@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from library.settings.did_you_mean import did_you_mean
 from library.settings.flag_checks import conflicts, missing, notes
 from library.settings.flag_groups import (
+    CacheArgs,
     ComputeArgs,
     DatasetArgs,
     LossArgs,
@@ -41,6 +42,7 @@ class TrainArgs:
 
     model: ModelArgs
     dataset: DatasetArgs
+    cache: CacheArgs
     network: NetworkArgs
     optimizer: OptimizerArgs
     lr: LrArgs
@@ -213,6 +215,7 @@ def _as_text(value: object) -> Raw:
 
 
 __all__ = [
+    "CacheArgs",
     "ComputeArgs",
     "DatasetArgs",
     "LossArgs",

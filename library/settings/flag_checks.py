@@ -68,6 +68,14 @@ CONFLICTS: tuple[tuple[Callable[[Values], bool], str], ...] = (
         lambda v: (_without_file(v, "train_data_dir") or _without_file(v, "in_json")) and not v["resolution"],
         "--resolution is missing; without a dataset file only it says the training size",
     ),
+    (
+        lambda v: (
+            (v["cache_text_encoder_outputs"] or v["cache_text_encoder_outputs_to_disk"])
+            and not v["network_train_unet_only"]
+        ),
+        "--cache_text_encoder_outputs needs --network_train_unet_only: what text encoders give changes while they are "
+        "trained; give both or neither",
+    ),
     (_timesteps_empty, "--min_timestep must be below --max_timestep (unset: 0 and 1000), or no timestep is left"),
 )
 """(condition, message): the command is refused when the condition holds."""
@@ -80,6 +88,18 @@ NOTES: tuple[tuple[Callable[[Values], bool], str], ...] = (
     (
         lambda v: len(set(v["text_encoder_lr"])) > 1,
         "--text_encoder_lr: the first value is used for both text encoders, as in the original",
+    ),
+    (
+        lambda v: v["cache_latents_to_disk"] and not v["cache_latents"],
+        "--cache_latents_to_disk implies --cache_latents",
+    ),
+    (
+        lambda v: v["cache_text_encoder_outputs_to_disk"] and not v["cache_text_encoder_outputs"],
+        "--cache_text_encoder_outputs_to_disk implies --cache_text_encoder_outputs",
+    ),
+    (
+        lambda v: v["skip_cache_check"] and not (v["cache_latents_to_disk"] or v["cache_text_encoder_outputs_to_disk"]),
+        "--skip_cache_check has no effect without a cache on disk",
     ),
     (
         lambda v: v["text_encoder_lr"] and v["network_train_unet_only"],

@@ -117,6 +117,39 @@ class DatasetArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheArgs:
+    """Caches of what is the same in every step. On disk: .npz files beside the pictures, as kohya names them."""
+
+    cache_latents: bool = False
+    """Encode every picture once, before training, and keep its latents in memory."""
+    cache_latents_to_disk: bool = False
+    """Keep the latents in files; later runs use them again as long as they still fit picture, size and VAE."""
+    vae_batch_size: Annotated[int, AT_LEAST_1] = 1
+    """Pictures that the VAE encodes at once, for a cache and without one."""
+    cache_text_encoder_outputs: bool = False
+    """Encode every caption once, before training, and keep the text encoders' outputs instead of the text encoders."""
+    cache_text_encoder_outputs_to_disk: bool = False
+    """Keep the text encoders' outputs in files; later runs use them again while caption and encoders are the same."""
+    skip_cache_check: bool = False
+    """Use every cache file that is there and has the right shape, kohya's too, whatever it was made from."""
+
+    @property
+    def latents(self) -> bool:
+        """Whether latents are cached."""
+        return self.cache_latents or self.cache_latents_to_disk
+
+    @property
+    def text(self) -> bool:
+        """Whether the text encoders' outputs are cached."""
+        return self.cache_text_encoder_outputs or self.cache_text_encoder_outputs_to_disk
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether anything is cached in files."""
+        return self.cache_latents_to_disk or self.cache_text_encoder_outputs_to_disk
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkArgs:
     """The network that is trained."""
 

@@ -14,7 +14,6 @@ SWITCH: Takes = ""
 ONE: Takes = "VALUE"
 MANY: Takes = "VALUES"
 
-NO_CACHE = "latents and text are computed in every step; leave it out"
 NO_STATE = "training states are neither saved nor resumed; use --network_weights to go on from a saved network"
 NO_SAMPLES = "draw with sdxl_minimal_inference.py from the files saved on the way (--save_every_n_steps)"
 NO_TRACKER = "the progress bar and the console log show the loss; leave it out"
@@ -34,7 +33,6 @@ MAPPED: Mapping[str, tuple[Takes, str]] = MappingProxyType({
     "disable_mmap_load_safetensors": (SWITCH, "each tensor is read once and its pages are released"),
     "persistent_data_loader_workers": (SWITCH, "loading processes are kept through the run anyway"),
     "tokenizer_cache_dir": (ONE, "the vocabulary ships with an installed package; nothing is fetched or stored"),
-    "vae_batch_size": (ONE, "pictures are encoded one training batch at a time; the result is the same"),
 })  # fmt: skip
 """flag -> (what it takes, what is done instead); the line is handed to the caller for the log."""
 
@@ -45,11 +43,6 @@ NOT_BUILT: Mapping[str, tuple[Takes, str]] = MappingProxyType({
     # data
     "dataset_class": (ONE, "only dataset files are read; use --dataset_config"),
     "debug_dataset": (SWITCH, "leave it out"),
-    "cache_latents": (SWITCH, NO_CACHE),
-    "cache_latents_to_disk": (SWITCH, NO_CACHE),
-    "skip_cache_check": (SWITCH, NO_CACHE),
-    "cache_text_encoder_outputs": (SWITCH, NO_CACHE),
-    "cache_text_encoder_outputs_to_disk": (SWITCH, NO_CACHE),
     # network and optimizer
     "dim_from_weights": (SWITCH, "give the --network_dim and --network_alpha that the file was trained with"),
     "scale_weight_norms": (ONE, "leave it out; --max_grad_norm limits the steps instead"),

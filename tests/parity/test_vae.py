@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from library.data.batch import Posterior
 from library.models import vae as vae_module
 from library.models import vae_strips
 from library.models.random_weights import random_weight
 from library.models.sdxl_spec import TINY_SDXL, VAE_PREFIX, checkpoint_shapes
-from library.models.vae import Vae, load_vae
+from library.models.vae import Vae, load_vae, vae_digest
 from library.models.vae_keys import diffusers_vae_key, infer_vae_spec, original_vae_keys
 
 TOLERANCE = 1e-4
@@ -87,10 +88,29 @@ def test_layers_in_strips_give_the_same(tiny_vae: Vae, monkeypatch: pytest.Monke
     assert len(calls) > 50  # it was done in strips
 
 
-def test_sample_is_mean_plus_deviation_times_noise() -> None:
-    drawn = Vae.sample(np.full((1, 4, 2, 2), 3.0), np.full((1, 4, 2, 2), np.log(4.0)), np.full((1, 4, 2, 2), 0.5))
+def test_the_distribution_is_the_moments_however_many_images_at_once(tiny_vae: Vae) -> None:
+    images = np.random.default_rng(3).uniform(-1, 1, (3, 3, 32, 32)).astype(np.float32)
+    mean, logvar = tiny_vae.encode_moments(images)
+    for at_once in (1, 2, 3):
+        posterior = tiny_vae.encode(images, at_once)
+        assert (posterior.mean.dtype, posterior.std.dtype) == (np.float32, np.float16)
+        assert relative_error(posterior.mean, mean) < STRIP_TOLERANCE
+        # float16 keeps 11 bits
+        assert relative_error(posterior.std.astype(np.float32), np.exp(logvar / 2)) < 2**-11
+    wide = Posterior(np.full((1, 4, 2, 2), 3.0, np.float32), np.full((1, 4, 2, 2), 2.0, np.float16))
+    drawn = wide.draw(np.full((1, 4, 2, 2), 0.5))
     assert drawn.dtype == np.float32
-    np.testing.assert_allclose(drawn, 4.0, rtol=1e-6)
+    np.testing.assert_array_equal(drawn, 4.0)
+
+
+def test_a_vaes_digest_is_of_its_values_in_any_naming(weights: dict[str, np.ndarray]) -> None:
+    diffusers = {diffusers_vae_key(key, STAGES): array for key, array in weights.items()}
+    for key, array in diffusers.items():
+        if ".attentions." in key and array.ndim == 4:  # linear layers there
+            diffusers[key] = array.reshape(array.shape[:2])
+    assert vae_digest(diffusers) == vae_digest(weights)
+    changed = weights | {"decoder.conv_out.bias": weights["decoder.conv_out.bias"] + np.float32(1e-3)}
+    assert vae_digest(changed) != vae_digest(weights)
 
 
 def test_log_variance_is_clamped(weights: dict[str, np.ndarray]) -> None:

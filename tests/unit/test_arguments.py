@@ -123,14 +123,14 @@ def test_help_exits_with_zero(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_all_problems_come_at_once_with_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--network_dim", "0", "--cache_latents", "--clip_skip", "2", "--save_model_as", "pt", "--learnig_rate", "1"]
+    argv = ["--network_dim", "0", "--save_state", "--clip_skip", "2", "--save_model_as", "pt", "--learnig_rate", "1"]
     with pytest.raises(SystemExit) as caught:
         parse_train_args([*argv, "--output_dir", "out"])
     assert caught.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert "8 problems with the command line" in lines[0]
     assert [line.split()[0].rstrip(":") for line in lines[1:-1]] == [
-        "--learnig_rate", "--network_dim", "--cache_latents", "--clip_skip", "--save_model_as",
+        "--learnig_rate", "--network_dim", "--save_state", "--clip_skip", "--save_model_as",
         "--pretrained_model_name_or_path", "--dataset_config", "--network_module",
     ]  # fmt: skip
     assert lines[1].endswith("is not a flag. Did you mean --learning_rate?")
@@ -243,11 +243,11 @@ def test_config_file_is_typed_flattened_and_overridden(tmp_path: Path) -> None:
 def test_config_file_problems(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(
-        "network_dm = 1\ncache_latents = true\nmax_train_steps = 1.5\nflash_attn = 1\nseed = [1]\n[a.b]\nc = 1\n"
+        "network_dm = 1\nsave_state = true\nmax_train_steps = 1.5\nflash_attn = 1\nseed = [1]\n[a.b]\nc = 1\n"
     )
     message = problem(f"--config_file {file}")
     assert "network_dm is not a flag that a file may set. Did you mean network_dim?" in message
-    assert "cache_latents: not built yet" in message
+    assert "save_state: not built yet" in message
     for name in ("max_train_steps 1.5", "flash_attn 1", "seed ['1']", "b is not a flag"):
         assert name in message
     assert "no such file" in problem("--config_file none/at/all")
