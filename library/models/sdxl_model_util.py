@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 MAX_LISTED = 8
 OPTIONAL_KEYS = ("logit_scale", "position_ids")
+TEXT_KEYS = (TEXT_1_PREFIX, TEXT_2_PREFIX, "text_model.", "text_projection.")
+"""What the text encoders' keys begin with: in a single file, and in a diffusers folder."""
 IGNORED_PREFIXES = (
     "model_ema.",
     "denoiser.",
@@ -74,6 +76,16 @@ class OutlineFile(SafetensorsFile):
         return np.broadcast_to(np.zeros((), dtype or np.float32), self.shape(name))  # type: ignore[call-overload]
 
 
+class TextEncodersFile(OutlineFile):
+    """A file of which only the text encoders are read, in either layout; the rest is an outline."""
+
+    def read(self, name: str, dtype: object = None) -> np.ndarray:
+        """A text encoder's tensor, or zeros in the tensor's shape."""
+        if name.startswith(TEXT_KEYS):
+            return SafetensorsFile.read(self, name, dtype)
+        return super().read(name, dtype)
+
+
 def load_weights(
     name_or_path: str,
     vae: str | None = None,
@@ -88,7 +100,7 @@ def load_weights(
         vae: a file or folder whose VAE replaces the model's own.
         te2_projection: ``correct`` transposes a single file's text_projection, ``kohya`` does not.
         dtype: type of the UNet's and text encoders' weights; the VAE is float32.
-        file_type: ``OutlineFile`` checks all and reads only shapes.
+        file_type: ``OutlineFile`` checks all and reads only shapes, ``TextEncodersFile`` the text encoders too.
 
     Raises:
         ValueError: no such model, a file that is not whole, or keys that are missing, foreign or of another shape.

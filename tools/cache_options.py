@@ -1,0 +1,61 @@
+"""What tools/cache_latents.py and tools/cache_text_encoder_outputs.py share: their command line and the data set."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from library.data.dataset import TrainDataset
+from library.data.run_rng import RunRng
+from library.data.tokenizer import sdxl_tokenizers
+from library.device.device_utils import Device, init_device
+from library.runs.run_setup import load_checked_configs
+from library.runs.sdxl_train_util import SdxlFamily
+from library.settings.arguments import TrainArgs, parse_train_args
+from library.settings.flag_groups import CacheArgs
+from library.settings.log_setup import setup_logging
+
+logger = logging.getLogger("cache")
+
+# Text outputs are those of untrained text encoders, so a training run's command line may lack this flag here.
+ALWAYS = ("--network_train_unet_only",)
+
+Work = Callable[[TrainArgs, TrainDataset, Device], None]
+
+
+def read_options(argv: Sequence[str] | None, what: str, cache: CacheArgs) -> TrainArgs:
+    """The flags of a training run, kohya's tools' own, and the cache that the tool makes.
+
+    Args:
+        argv: the command line; None takes the process's.
+        what: the tool's purpose, for --help.
+        cache: the caches to fill; how many images at once and whether files are checked comes from the command line.
+    """
+    own = argparse.ArgumentParser(
+        description=f"{what} Takes all flags of sdxl_train_network.py; those of model, data set and cache count.",
+        allow_abbrev=False,
+    )
+    own.add_argument("--sdxl", action="store_true", help="the only kind of model here; may be left out")
+    own.add_argument("--skip_existing", action="store_true", help="no effect: what is there and fits is kept")
+    _, rest = own.parse_known_args(argv)
+    args = parse_train_args([*rest, *ALWAYS], require_paths=False)
+    checked = replace(cache, vae_batch_size=args.cache.vae_batch_size, skip_cache_check=args.cache.skip_cache_check)
+    return replace(args, cache=checked)
+
+
+def run_tool(args: TrainArgs, work: Work) -> int:
+    """Read the data set, set the device up and do the work; returns the exit status."""
+    setup_logging(args.run)
+    try:
+        if not args.model.pretrained_model_name_or_path:
+            raise ValueError("--pretrained_model_name_or_path is required")
+        device = init_device(args.compute.device, args.compute.flash_attn, args.compute.mixed_precision)
+        configs = load_checked_configs(args, SdxlFamily())
+        workers = args.dataset.max_data_loader_n_workers
+        work(args, TrainDataset(configs, sdxl_tokenizers(), RunRng(0), workers=workers), device)
+    except ValueError as error:
+        logger.debug("where it came from", exc_info=True)
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
