@@ -8,9 +8,8 @@ from dataclasses import replace
 
 from library.data.dataset import TrainDataset
 from library.data.run_rng import RunRng
-from library.data.tokenizer import sdxl_tokenizers
 from library.device.device_utils import Device, init_device
-from library.runs.run_setup import load_checked_configs
+from library.runs.run_setup import make_dataset
 from library.runs.sdxl_train_util import SdxlFamily
 from library.settings.arguments import TrainArgs, parse_train_args
 from library.settings.flag_groups import CacheArgs
@@ -51,9 +50,8 @@ def run_tool(args: TrainArgs, work: Work) -> int:
         if not args.model.pretrained_model_name_or_path:
             raise ValueError("--pretrained_model_name_or_path is required")
         device = init_device(args.compute.device, args.compute.flash_attn, args.compute.mixed_precision)
-        configs = load_checked_configs(args, SdxlFamily())
-        workers = args.dataset.max_data_loader_n_workers
-        work(args, TrainDataset(configs, sdxl_tokenizers(), RunRng(0), workers=workers), device)
+        # Images held back are cached as well, so it does not matter which seed draws them.
+        work(args, make_dataset(args, SdxlFamily(), RunRng(0)), device)
     except ValueError as error:
         logger.debug("where it came from", exc_info=True)
         sys.stderr.write(f"error: {error}\n")
