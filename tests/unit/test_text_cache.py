@@ -82,6 +82,8 @@ def test_another_caption_encoder_precision_or_length_is_encoded_again(image: Pla
     assert "another caption" in why_made_again(Cache([other]), caplog)
     assert "another text encoders" in why_made_again(Cache([other], replace(ENCODERS, digest="other")), caplog)
     assert "another dtype" in why_made_again(Cache([other], replace(ENCODERS, digest="other", dtype="float16")), caplog)
+    weighted = replace(ENCODERS, digest="other", dtype="float16", weighted=True)
+    assert "another weighted captions" in why_made_again(Cache([other], weighted), caplog)
     assert "[77, 6]" in why_made_again(Cache([other], replace(ENCODERS, tokens=150)), caplog)
 
 
