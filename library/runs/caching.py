@@ -1,7 +1,8 @@
 """Filling the caches of a run: its VAE and text encoders at work before the first step."""
 
-import logging
 import os
+import socket
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -29,8 +30,6 @@ from library.models.sdxl_model_util import SdxlWeights
 from library.models.vae import vae_digest
 from library.runs.sdxl_train_util import SdxlModel, build_model
 from library.settings.flag_groups import CacheArgs
-
-logger = logging.getLogger(__name__)
 
 DTYPE_NAMES: Mapping[ms.Type, str] = {ms.float32: "float32", ms.float16: "float16", ms.bfloat16: "bfloat16"}
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
@@ -93,7 +92,7 @@ def cache_latents(dataset: TrainDataset, cache: CacheArgs, vae: str, encode: Cal
     def group(item: LatentItem) -> tuple[int, int]:
         return item.image.placement.bucket
 
-    filling = Filling("latents", _pixels, encode_batch, group, cache.vae_batch_size, indexes.workers, os.getpid())
+    filling = Filling("latents", _pixels, encode_batch, group, cache.vae_batch_size, indexes.workers, _place_to_begin())
     _fill(list(items.values()), store, filling)
     dataset.latent_cache = LatentCache(items, store)
 
@@ -136,7 +135,13 @@ def cache_text(
 
     unique = sorted(dict.fromkeys(items.values()), key=lambda item: item.caption)
     filling = Filling(
-        "text-encoder outputs", lambda item: item.caption, encode_batch, lambda item: None, batch_size, 0, os.getpid()
+        what="text-encoder outputs",
+        load=lambda item: item.caption,
+        encode=encode_batch,
+        group=lambda item: None,
+        batch_size=batch_size,
+        workers=0,
+        start=_place_to_begin(),
     )
     _fill(unique, store, filling)
     dataset.text_cache = TextCache(items, store)
@@ -184,6 +189,11 @@ def _rows(posterior: Posterior) -> list[Posterior]:
 
 def _text_rows(text: EncodedText) -> list[EncodedText]:
     return [EncodedText(*row) for row in zip(text.hidden1, text.hidden2, text.pooled, strict=True)]
+
+
+def _place_to_begin() -> int:
+    """A number that is far from that of another process, so that several share the work."""
+    return zlib.crc32(f"{socket.gethostname()} {os.getpid()}".encode())
 
 
 def _indexes(images: Sequence[PlacedImage]) -> Indexes:
