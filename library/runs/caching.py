@@ -179,8 +179,7 @@ def _half_or_float(tensor: ms.Tensor) -> np.ndarray:
 
 def _pixels(item: LatentItem) -> tuple[LatentItem, SamplePixels]:
     """An image as the model sees it."""
-    placement = item.image.placement
-    return item, sample_pixels(item.image, DrawnSample("", False, placement, crop_offset(placement, None)))
+    return item, sample_pixels(item.image, DrawnSample("", False, crop_offset(item.image.placement, None)))
 
 
 def _rows(posterior: Posterior) -> list[Posterior]:

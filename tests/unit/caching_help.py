@@ -47,7 +47,7 @@ def encode(images_BCHW: np.ndarray) -> Posterior:
 
 def sample(image: PlacedImage, flipped: bool = False) -> SamplePixels:
     """What the model sees, and the mask."""
-    return sample_pixels(image, DrawnSample("", flipped, image.placement, crop_offset(image.placement, None)))
+    return sample_pixels(image, DrawnSample("", flipped, crop_offset(image.placement, None)))
 
 
 def pixels(image: PlacedImage, flipped: bool = False) -> np.ndarray:
