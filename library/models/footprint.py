@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from library.device.kernels import HEAD_WIDTH, MAX_SCORES
 from library.models import clip_text, unet
 from library.models.block import Block
 from library.models.sdxl_spec import Shape
@@ -35,8 +34,6 @@ class BlockValues:
     output: int
     kept: int
     """Results of its products, for a gradient that does not compute them again."""
-    working: int
-    """The most that its gradient holds at one moment, roughly: eight times its widest layer, and attention scores."""
 
 
 @dataclass
@@ -54,15 +51,9 @@ class Footprint:
             BlockValues(
                 output=output.size,
                 kept=sum(_kept(name, weights, output, inputs) for name in block.kept),
-                working=_WORKING_COPIES * max(_widest(weights, output), *(x.size for x in inputs))
-                + _SCORE_COPIES * _scores(weights, output, inputs),
             )
         )
         return output
-
-
-_WORKING_COPIES = 8
-_SCORE_COPIES = 6
 
 
 @dataclass(frozen=True)
@@ -146,19 +137,3 @@ def _kept(name: str, weights: _Local, output: Outline, inputs: tuple[Outline, ..
     rows = inputs[1] if of_text else output
     width = weights.width(name) if name + ".weight" in weights else output.shape[-1]
     return rows.size // rows.shape[-1] * width
-
-
-def _widest(weights: _Local, output: Outline) -> int:
-    """Values of the block's widest intermediate result."""
-    if len(output.shape) != 3:
-        return output.size
-    widths = [weights[name][0] for name in weights.block.names if len(weights[name]) == 2]
-    return output.size // output.shape[-1] * max(widths, default=output.shape[-1])
-
-
-def _scores(weights: _Local, output: Outline, inputs: tuple[Outline, ...]) -> int:
-    """Attention scores that are held at once."""
-    if not any("attn" in name for name in weights.block.names):
-        return 0
-    batch, tokens, width = output.shape
-    return min(batch * (width // HEAD_WIDTH) * tokens * tokens, MAX_SCORES)

@@ -21,12 +21,14 @@ from library.settings.arguments import TrainArgs
 
 GB = 1e9
 FLOAT = 4
-LIBRARIES = 0.6 * GB
-"""Python, MindSpore and compiled blocks."""
+LIBRARIES = 1.0 * GB
+"""Python, MindSpore and compiled blocks; measured on the tiny model, which has little else."""
 OPTIMIZER_VECTORS = 2
 """AdamW's two moments."""
-VECTORS = 4
-"""The trained vector and its gradient, each also in one piece per block."""
+VECTORS = 7
+"""The trained vector and its gradient, each also in one piece per block; what clipping and updating make on the way."""
+POOL = 6.1
+"""Memory that MindSpore's pool takes for intermediate results, as a multiple of the blocks' outputs (measured)."""
 COMFORT = 0.95
 """Share of the machine's memory that may be planned for."""
 LATENT_PIXELS = 8
@@ -56,6 +58,8 @@ class MemorySetup:
     chunks: int = 1
     """Chunks of 77 tokens per caption."""
     train_text: bool = False
+    text_is_cached: bool = False
+    """Whether the text encoders are gone before the first step."""
     kept_share: float = 1.0
     """Share of the blocks whose products are kept; 1 without --gradient_checkpointing."""
     accumulates: bool = False
@@ -67,11 +71,14 @@ class MemoryEstimate:
     """Bytes by what they hold, in the order in which they are shown."""
 
     parts: Mapping[str, float]
+    """During the steps."""
+    start: float
+    """Before the first step, with the whole base model loaded."""
 
     @property
     def total(self) -> float:
-        """All of it."""
-        return sum(self.parts.values())
+        """The peak."""
+        return max(self.start, sum(self.parts.values()))
 
 
 def memory_setup(
@@ -104,28 +111,31 @@ def memory_setup(
         resolution=resolution,
         chunks=tokens // sdxl.CHUNK_TOKENS,
         train_text=not args.network.network_train_unet_only,
+        text_is_cached=args.cache.text,
         kept_share=args.compute.kept_share,
         accumulates=args.optimizer.gradient_accumulation_steps > 1,
     )
 
 
 def estimate_memory(setup: MemorySetup) -> MemoryEstimate:
-    """The peak of a run's training steps."""
+    """What a run's memory holds, by parts."""
     blocks = _blocks(setup)
-    values = {part: sum(map(math.prod, shapes.values())) for part, shapes in setup.shapes.items()}
-    activations = sum(block.output for block in blocks) + setup.kept_share * sum(block.kept for block in blocks)
+    size = {part: setup.value_bytes * sum(map(math.prod, shapes.values())) for part, shapes in setup.shapes.items()}
+    text, vae = size["te1"] + size["te2"], setup.vae_values * FLOAT
+    outputs, kept = sum(block.output for block in blocks), sum(block.kept for block in blocks)
     vector = FLOAT * setup.trained_values
     return MemoryEstimate(
         {
-            "UNet": values["unet"] * setup.value_bytes,
-            "text encoders": (values["te1"] + values["te2"]) * setup.value_bytes,
-            "VAE": setup.vae_values * FLOAT,
+            "UNet": size["unet"],
+            "text encoders": 0 if setup.text_is_cached else text,
+            "VAE": vae,
             "what is trained, and its gradients": (VECTORS + setup.accumulates) * vector,
             "optimizer": OPTIMIZER_VECTORS * vector,
-            "activations kept for the gradient": activations * setup.value_bytes,
-            "the largest block at work": max(block.working for block in blocks) * setup.value_bytes,
+            "activations kept for the gradient": (outputs + setup.kept_share * kept) * setup.value_bytes,
+            "intermediate results": POOL * outputs * setup.value_bytes,
             "libraries and compiled blocks": LIBRARIES,
-        }
+        },
+        start=size["unet"] + text + vae + LIBRARIES,
     )
 
 
@@ -169,7 +179,7 @@ def memory_lines(setup: MemorySetup, available: float) -> list[str]:
     """The estimate as lines of text; where it does not fit into ``available`` bytes, also what would."""
     estimate = estimate_memory(setup)
     lines = [f"memory: about {_gb(estimate.total)} at the peak, {_gb(available)} are free"]
-    lines += [f"  {_gb(size):>8}  {name}" for name, size in estimate.parts.items()]
+    lines += [f"  {_gb(size):>8}  {name}" for name, size in estimate.parts.items() if size]
     if estimate.total <= COMFORT * available:
         return lines
     lines.append("  this will not fit, or only just. What would help:")
@@ -188,6 +198,8 @@ def _alternatives(setup: MemorySetup) -> list[tuple[str, MemorySetup]]:
         found.append(("--gradient_checkpointing --gradient_checkpointing_keep=0.5", half))
     if setup.kept_share > 0:
         found.append(("--gradient_checkpointing", replace(setup, kept_share=0.0)))
+    if not setup.train_text and not setup.text_is_cached:
+        found.append(("--cache_text_encoder_outputs", replace(setup, text_is_cached=True)))
     if setup.batch_size > 1:
         found.append(("batch_size = 1", replace(setup, batch_size=1)))
     width, height = setup.resolution
