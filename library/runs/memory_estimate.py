@@ -25,8 +25,8 @@ LIBRARIES = 1.0 * GB
 """Python, MindSpore and compiled blocks; measured on the tiny model, which has little else."""
 OPTIMIZER_VECTORS = 2
 """AdamW's two moments."""
-VECTORS = 7
-"""The trained vector and its gradient, each also in one piece per block; what clipping and updating make on the way."""
+VECTORS = 10
+"""The trained vector, its gradient, and what splitting, clipping and updating them makes on the way."""
 POOL = 6.1
 """Memory that MindSpore's pool takes for intermediate results, as a multiple of the blocks' outputs (measured)."""
 COMFORT = 0.95
