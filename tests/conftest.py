@@ -14,6 +14,12 @@ def golden_folder() -> Path | None:
     return next((Path(place) for place in places if place and Path(place).is_dir()), None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the project remembers between runs goes to a folder of the tests' own."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of recorded reference data; skips where it is absent, except in CI."""

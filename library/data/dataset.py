@@ -24,6 +24,7 @@ from library.data.run_rng import RunRng
 from library.data.sample import DrawnSample, draw_sample, size_ids
 from library.data.scan import Findings, scan_datasets, weight_problems
 from library.data.text_cache import TextCache
+from library.data.token_count import word_wise
 from library.data.tokenizer import ClipTokenizer
 from library.data.validation import hold_back
 from library.settings.config_util import DatasetConfig
@@ -139,11 +140,11 @@ class TrainDataset:
         return tuple(np.stack([ids for ids, _ in each]) for each in pairs), None if (weights == 1).all() else weights
 
     def plan(self) -> Plan:
-        """What will be trained. Tokenizes every caption once, to find those that are cut."""
+        """What will be trained. Counts the tokens of every caption, to find those that are cut."""
         if not self._tokenizers:
             return make_plan(self.datasets, self._notes, None)
         tokenizer = self._tokenizers[0]
-        count = tokenizer.count_weighted if self.weighted_captions else tokenizer.count
+        count = tokenizer.count_weighted if self.weighted_captions else word_wise(tokenizer.count)
         return make_plan(self.datasets, self._notes, count)
 
     def epoch_order(self, epoch: int) -> list[BatchRef]:

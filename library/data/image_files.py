@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from library.data.buckets import Size
+from library.data.image_index import FileState, ImageIndex, file_state
 from library.data.image_util import check_image, readable_formats
+from library.data.loader import ordered_map
+from library.data.progress import progress
 
 # file ending: Pillow's name of its format
 _ENDINGS = {
@@ -65,25 +67,52 @@ def list_folder(folder: Path) -> FolderListing:
 
 
 def check_images(paths: Iterable[Path], bad: dict[Path, str], notes: list[str]) -> dict[Path, Size]:
-    """Decode every image once, on all cores. Returns the upright sizes.
+    """Upright sizes of the images that are whole.
 
-    Images that cannot be read are added to `bad`, with a line that says why; what should be known of others to `notes`.
+    Every image is decoded once, on all cores; one that was found whole by an earlier start and has not changed since
+    is not decoded again. Images that cannot be read are added to `bad`, with a line that says why; what should be known
+    of others to `notes`.
     """
-
-    def size_or_reason(path: Path) -> tuple[Size | str, list[str]]:
-        own_notes: list[str] = []
-        try:
-            return check_image(path, own_notes), own_notes
-        except ValueError as error:
-            return str(error), own_notes
-
-    unique = list(dict.fromkeys(paths))
+    indexes: dict[str, ImageIndex] = {}
     sizes: dict[Path, Size] = {}
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        for path, (result, own_notes) in zip(unique, pool.map(size_or_reason, unique), strict=True):
+    unchecked: list[tuple[Path, FileState]] = []
+    for path in dict.fromkeys(paths):
+        folder, name = os.path.split(path)
+        if folder not in indexes:
+            indexes[folder] = ImageIndex(folder)
+        try:
+            state = file_state(path)
+        except OSError as error:
+            bad[path] = f"{path}: the image cannot be read: {error.strerror}"
+            continue
+        size = indexes[folder].size_of(name, state)
+        if size is None:
+            unchecked.append((path, state))
+        else:
+            sizes[path] = size
+    try:
+        found = ordered_map(_check, (path for path, _ in unchecked), os.cpu_count() or 1)
+        for (path, state), (result, own_notes) in zip(
+            unchecked, progress(found, len(unchecked), "checking images"), strict=True
+        ):
             notes += own_notes
             if isinstance(result, str):
                 bad[path] = result
-            else:
-                sizes[path] = result
+                continue
+            sizes[path] = result
+            if not own_notes:  # what is to be noted of an image is noted at every start
+                folder, name = os.path.split(path)
+                indexes[folder].add(name, state, result)
+    finally:  # also when interrupted: what was checked need not be checked again
+        for index in indexes.values():
+            index.save()
     return sizes
+
+
+def _check(path: Path) -> tuple[Size | str, list[str]]:
+    """The size or what is wrong, and what should be noted."""
+    notes: list[str] = []
+    try:
+        return check_image(path, notes), notes
+    except ValueError as error:
+        return str(error), notes

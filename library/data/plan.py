@@ -1,16 +1,15 @@
-"""What will be trained, in numbers and as text, before it starts."""
+"""What will be trained, in numbers, before it starts; `plan_text` writes them for people."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from library.data.bucketed import BucketedDataset
+import numpy as np
+
+from library.data.bucketed import BucketedDataset, PlacedImage
 from library.data.buckets import Size
 from library.data.captions import add_prefix_and_suffix
 from library.data.scan import subset_name
 from library.data.tokenizer import token_limit
-
-NAMED = 5
-"""Files that are named in a line; of the rest the number is told."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,16 @@ class BucketPlan:
     """One bucket: samples of this (width, height) and their batches per epoch."""
 
     resolution: Size
+    images: int
+    """Different images."""
     samples: int
     batches: int
+    short_batch: int
+    """Samples in the bucket's last batch where they are fewer than the batch size, else 0."""
+    crop_share: float
+    """Mean share of the resized images' pixels that is cut off, 0 to 1."""
+    enlarged: int
+    """Images that have fewer pixels on a side than they are resized to."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +52,9 @@ class DatasetPlan:
     buckets: tuple[BucketPlan, ...]
 
 
-@dataclass(frozen=True)
-class CutCaption:
-    """A caption longer than the token limit: its image, its number of tokens, and the limit."""
+@dataclass(frozen=True, slots=True)
+class CaptionLength:
+    """The tokens of an image's caption, and how many of them the model sees at most."""
 
     path: str
     tokens: int
@@ -60,40 +67,36 @@ class Plan:
 
     datasets: tuple[DatasetPlan, ...]
     batches_per_epoch: int
-    cut_captions: tuple[CutCaption, ...]
-    """Captions of which the model sees only the beginning."""
+    caption_lengths: tuple[CaptionLength, ...]
+    """Every trained image's; the longest line where a line is drawn. Empty when captions are not measured."""
     missing_captions: tuple[str, ...]
     """Images that train with an empty caption."""
     notes: tuple[str, ...]
     """What was left out; logged when the data set was made."""
 
-    def lines(self) -> list[str]:
-        """The plan as lines of text for the console."""
-        text = [line for dataset in self.datasets for line in _dataset_lines(dataset)]
-        text.append(f"{self.batches_per_epoch} batches per epoch")
-        if self.missing_captions:
-            text.append(f"{len(self.missing_captions)} images have no caption: {_named(self.missing_captions)}")
-        if self.cut_captions:
-            cut = [f"{caption.path} ({caption.tokens} tokens)" for caption in self.cut_captions]
-            limits = " or ".join(str(limit) for limit in sorted({caption.limit for caption in self.cut_captions}))
-            text.append(
-                f"{len(cut)} captions are longer than {limits} tokens, and what is beyond is not trained "
-                f"(--max_token_length allows up to 225): {_named(cut)}"
-            )
-        return text
+    @property
+    def cut_captions(self) -> tuple[CaptionLength, ...]:
+        """Captions of which the model sees only the beginning."""
+        return tuple(length for length in self.caption_lengths if length.tokens > length.limit)
 
 
 def make_plan(datasets: Sequence[BucketedDataset], notes: Sequence[str], count: Callable[[str], int] | None) -> Plan:
     """The plan of all data sets; `count` gives a caption's number of tokens (None: captions are not measured)."""
+    lengths = (length for dataset in datasets for length in _caption_lengths(dataset, count)) if count else ()
     return Plan(
         datasets=tuple(_dataset_plan(dataset) for dataset in datasets),
         batches_per_epoch=sum(len(dataset.batch_list()) for dataset in datasets),
-        cut_captions=tuple(cut for dataset in datasets for cut in _cut_captions(dataset, count)) if count else (),
+        caption_lengths=tuple(lengths),
         missing_captions=tuple(
             str(path) for dataset in datasets for scan in dataset.scans for path in scan.uncaptioned
         ),
         notes=tuple(notes),
     )
+
+
+def is_enlarged(image: PlacedImage) -> bool:
+    """Whether the image has to grow to fill its bucket."""
+    return image.placement.resized[0] > image.size[0] or image.placement.resized[1] > image.size[1]
 
 
 def _dataset_plan(dataset: BucketedDataset) -> DatasetPlan:
@@ -111,41 +114,47 @@ def _dataset_plan(dataset: BucketedDataset) -> DatasetPlan:
         )
         for number, scan in enumerate(dataset.scans)
     )
-    buckets = (
-        BucketPlan(bucket.resolution, len(bucket.samples), -(-len(bucket.samples) // config.batch_size))
-        for bucket in dataset.buckets
-    )
     return DatasetPlan(
-        config.source, config.resolution, config.batch_size, config.enable_bucket, tuple(subsets), tuple(buckets)
+        config.source,
+        config.resolution,
+        config.batch_size,
+        config.enable_bucket,
+        tuple(subsets),
+        _bucket_plans(dataset),
     )
 
 
-def _cut_captions(dataset: BucketedDataset, count: Callable[[str], int]) -> list[CutCaption]:
+def _bucket_plans(dataset: BucketedDataset) -> tuple[BucketPlan, ...]:
+    images, batch_size = dataset.images, dataset.config.batch_size
+    kept = np.array([_area(image.placement.bucket) / _area(image.placement.resized) for image in images])
+    enlarged = np.array([is_enlarged(image) for image in images], bool)
+    plans = []
+    for bucket in dataset.buckets:
+        shown = dataset.sample_image[bucket.samples]
+        different = np.unique(shown)
+        plans.append(
+            BucketPlan(
+                resolution=bucket.resolution,
+                images=len(different),
+                samples=len(shown),
+                batches=-(-len(shown) // batch_size),
+                short_batch=len(shown) % batch_size,
+                crop_share=float(1 - kept[shown].mean()),
+                enlarged=int(enlarged[different].sum()),
+            )
+        )
+    return tuple(plans)
+
+
+def _area(size: Size) -> int:
+    return size[0] * size[1]
+
+
+def _caption_lengths(dataset: BucketedDataset, count: Callable[[str], int]) -> list[CaptionLength]:
     limit = token_limit(dataset.config.max_token_length)
-    cut = []
+    lengths = []
     for image in dataset.images:
         lines = add_prefix_and_suffix(image.caption, image.subset).split("\n")
         drawn = lines if image.subset.enable_wildcard else lines[:1]
-        tokens = max(count(line) for line in drawn)
-        if tokens > limit:
-            cut.append(CutCaption(str(image.path), tokens, limit))
-    return cut
-
-
-def _dataset_lines(plan: DatasetPlan) -> list[str]:
-    width, height = plan.resolution
-    buckets = "buckets" if plan.enable_bucket else "no buckets"
-    lines = [f"{plan.source or 'dataset'}: {width} x {height}, batch size {plan.batch_size}, {buckets}"]
-    for subset in plan.subsets:
-        kind = "regularisation images" if subset.is_reg else "images"
-        repeats = f"{subset.images} {kind} x {subset.num_repeats} repeats"
-        lines.append(f"  {subset.name}: {repeats} -> {subset.samples} samples per epoch")
-    for bucket in plan.buckets:
-        size = f"{bucket.resolution[0]} x {bucket.resolution[1]}"
-        lines.append(f"    {size:>11}: {bucket.samples} samples, {bucket.batches} batches")
-    return lines
-
-
-def _named(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + rest
+        lengths.append(CaptionLength(str(image.path), max(map(count, drawn)), limit))
+    return lengths

@@ -11,6 +11,7 @@ from library.data.bucketed import balance_repeats
 from library.data.dataset import TrainDataset
 from library.data.dataset_metadata import dataset_metadata, folder_form_metadata
 from library.data.image_util import load_rgb, to_model_input
+from library.data.plan_text import plan_lines
 from library.data.run_rng import RunRng
 from library.data.sample import size_ids
 from library.data.tokenizer import sdxl_tokenizers
@@ -367,9 +368,8 @@ def test_plan(tmp_path):
     assert sum(bucket.samples for bucket in plan.datasets[0].buckets) == 8
     assert [(cut.path.rsplit("/", 1)[1], cut.tokens, cut.limit) for cut in plan.cut_captions] == [("wide.png", 80, 75)]
     assert sorted(path.rsplit("/", 1)[1] for path in plan.missing_captions) == ["big.png", "square.png"]
-    text = "\n".join(plan.lines())
+    text = "\n".join(plan_lines(plan))
     for expected in (
-        "10_cat: 4 images x 2 repeats -> 8 samples",
         "64 x 64",
         "2 images have no caption",
         "wide.png (80",

@@ -1,0 +1,91 @@
+"""Which images of a folder were decoded to their end before, so that a second start need not do it again.
+
+One small file per folder of images, in the user's cache folder and not beside the images: data sets may be read-only
+and are copied around. An entry counts only while the file's size and both of its times are what they were.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import __version__ as pillow_version
+
+from library.data.buckets import Size
+from library.files.whole_file import write_whole
+
+logger = logging.getLogger(__name__)
+
+CHECKED_BY = f"1, Pillow {pillow_version}"
+"""An index that another check or another Pillow made is not used: they may find other images broken."""
+
+SETTLED_NS = 2_000_000_000
+"""A file changed less than this many nanoseconds ago is not entered: on file systems with coarse clocks it could be
+changed again without a new time."""
+
+FileState = tuple[int, int, int]
+"""Size in bytes, time of change of the content and of the entry, both in nanoseconds."""
+
+
+def file_state(path: Path | str) -> FileState:
+    """What tells one content of a file from another without reading it. Raises OSError."""
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def cache_folder() -> Path:
+    """Where indexes are kept: `mindspore-sd-scripts/images` below $XDG_CACHE_HOME, or else ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspore-sd-scripts" / "images"
+
+
+class ImageIndex:
+    """The checked images of one folder: name -> state and upright size."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what is known about `folder`; a missing, foreign or damaged index is an empty one."""
+        self._folder = os.path.abspath(folder)
+        name = hashlib.blake2b(os.fsencode(self._folder), digest_size=16).hexdigest()
+        self._path = cache_folder() / f"{name}.json"
+        self._entries: dict[str, list[int]] = {}
+        self._changed = False
+        try:
+            content = json.loads(self._path.read_bytes())
+            if content["checked_by"] == CHECKED_BY and content["folder"] == self._folder:
+                self._entries = {name: entry for name, entry in content["images"].items() if _is_entry(entry)}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            pass
+
+    def size_of(self, name: str, state: FileState) -> Size | None:
+        """Upright width and height of a file that was found whole in this very state; None when it was not."""
+        entry = self._entries.get(name)
+        return (entry[3], entry[4]) if entry is not None and (entry[0], entry[1], entry[2]) == state else None
+
+    def add(self, name: str, state: FileState, size: Size) -> None:
+        """Enter a file that was decoded to its end; `state` is from before it was."""
+        if time.time_ns() - max(state[1:]) > SETTLED_NS:
+            self._entries[name] = [*state, *size]
+            self._changed = True
+
+    def save(self) -> None:
+        """Write the index if it has changed, without files that are gone. Not being able to is only a log line."""
+        if not self._changed:
+            return
+        try:
+            present = set(os.listdir(self._folder))
+            entries = {name: entry for name, entry in self._entries.items() if name in present}
+            content = {"checked_by": CHECKED_BY, "folder": self._folder, "images": entries}
+            write_whole(self._path, functools.partial(_write, content))
+        except (OSError, ValueError) as error:
+            logger.info("which images are whole is not remembered for the next start: %s", error)
+
+
+def _write(content: object, stream: BinaryIO) -> None:
+    stream.write(json.dumps(content, separators=(",", ":")).encode("ascii"))
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, list) and len(entry) == 5 and all(isinstance(value, int) for value in entry)
