@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from library.settings.arguments import TrainArgs, parse_train_args
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # imported late, so that --help and a wrong flag answer at on
     from library.runs.run_setup import Length
     from library.runs.sdxl_train_util import SdxlFamily, SdxlModel
     from library.training.noise_schedule import NoiseSchedule
+    from library.training.optimizers import AdamW
     from library.training.train_util import TrainStep
 
 logger = logging.getLogger("sdxl_train_network")
@@ -41,6 +43,20 @@ class Run:
     step: "TrainStep"
     lr_at: Callable[[int], float]
     saver: "Saver"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is known once the data have been looked through."""
+
+    seed: int
+    rng: "RunRng"
+    family: "SdxlFamily"
+    network_module: ModuleType
+    rule: "AdamW"
+    dataset: "TrainDataset"
+    length: "Length"
+    lr_at: Callable[[int], float]
 
 
 def train(run: Run) -> Path:
@@ -128,52 +144,72 @@ def accumulate(run: Run, batch: "Batch") -> float:
         ) from error
 
 
-def prepare(args: TrainArgs) -> Run:
-    """Read and check everything; nothing is computed before all that was asked for is known to be possible.
+def read_data(args: TrainArgs) -> Data:
+    """Look through the data; what is quickly checked comes first.
 
     Raises:
-        ValueError: something that was asked for cannot be done; the message says what and where.
+        ValueError: lists everything that is wrong with the data, or says what was asked for and cannot be done.
     """
     from library.data.run_rng import RunRng
-    from library.device.device_utils import init_device
     from library.runs import run_setup
-    from library.runs.caching import build_cached_model
-    from library.runs.checkpoint import Saver
     from library.runs.sdxl_train_util import SdxlFamily
-    from library.training.noise_schedule import make_noise_schedule
-    from library.training.train_util import TrainStep
-    from library.training.trainable import Trainable
 
     seed = random.SystemRandom().randrange(2**32) if args.run.seed is None else args.run.seed
     rng = RunRng(seed)
     family = SdxlFamily()
     module = run_setup.import_network_module(args.network.network_module)
     rule = run_setup.optimizer_rule(args.optimizer)
-    device = init_device(args.compute.device, args.compute.flash_attn, args.compute.mixed_precision)
     dataset = run_setup.make_dataset(args, family, rng)
     length = run_setup.run_length(dataset.batches_per_epoch, args.optimizer, args.run)
     lr_at = run_setup.lr_lambda(args.lr, args.optimizer.learning_rate, length.total_steps)
+    return Data(seed, rng, family, module, rule, dataset, length, lr_at)
 
+
+def show(args: TrainArgs, data: Data) -> bool:
+    """Show what will be trained; says whether to go on to training."""
+    from library.runs.data_preview import show_data
+    from library.runs.run_setup import length_line
+
+    lines = [length_line(data.length, data.seed)]
+    return show_data(data.dataset, lines, data.length.total_steps, args.run, Path(args.save.output_dir))
+
+
+def prepare(args: TrainArgs, data: Data) -> Run:
+    """Read and check the rest; nothing is computed before all that was asked for is known to be possible.
+
+    Raises:
+        ValueError: something that was asked for cannot be done; the message says what and where.
+    """
+    from library.device.device_utils import init_device
+    from library.runs import run_setup
+    from library.runs.caching import build_cached_model
+    from library.runs.checkpoint import Saver
+    from library.training.noise_schedule import make_noise_schedule
+    from library.training.train_util import TrainStep
+    from library.training.trainable import Trainable
+
+    rng, family, length = data.rng, data.family, data.length
+    device = init_device(args.compute.device, args.compute.flash_attn, args.compute.mixed_precision)
     weights = family.load(args.model.pretrained_model_name_or_path, args.model.vae, args.model.te2_projection)
-    network = run_setup.create_network(module, family.lora_targets(weights), args.network, rng)
+    network = run_setup.create_network(data.network_module, family.lora_targets(weights), args.network, rng)
     step: TrainStep
 
     def current_state() -> Mapping[str, "np.ndarray"]:
         step.store()
         return network.state_dict()
 
-    metadata = run_setup.metadata_maker(args, dataset, length, seed, rule.describe())
+    metadata = run_setup.metadata_maker(args, data.dataset, length, data.seed, data.rule.describe())
     saver = Saver(args.save, current_state, metadata, args.run.seed is not None, length.total_epochs)
     saver.check_place(sum(tensor.size for tensor in network.tensors.values()))
 
-    model = build_cached_model(weights, dataset, args.cache, device.compute_dtype, args.compute.compiled)
+    model = build_cached_model(weights, data.dataset, args.cache, device.compute_dtype, args.compute.compiled)
     blocks = family.trained_blocks(model)
     trainable = Trainable(network, blocks)
     step = TrainStep(
         model.weights,
         blocks,
         trainable,
-        run_setup.flat_optimizer(rule, trainable, args.optimizer, args.compute.compiled),
+        run_setup.flat_optimizer(data.rule, trainable, args.optimizer, args.compute.compiled),
         max_grad_norm=args.optimizer.max_grad_norm,
         accumulation_steps=args.optimizer.gradient_accumulation_steps,
         compiled=args.compute.compiled,
@@ -181,9 +217,8 @@ def prepare(args: TrainArgs) -> Run:
         keep=args.compute.kept_share,
     )
     schedule = make_noise_schedule(args.loss.zero_terminal_snr)
-    summary = run_setup.summary(network, trainable, length, seed, device.name)
-    logger.info("what will be trained:\n%s", "\n".join((*dataset.plan().lines(), *summary)))
-    return Run(args, rng, dataset, length, family, model, schedule, step, lr_at, saver)
+    logger.info("\n".join(run_setup.summary(network, trainable, device.name)))
+    return Run(args, rng, data.dataset, length, family, model, schedule, step, data.lr_at, saver)
 
 
 def main() -> None:
@@ -195,7 +230,9 @@ def main() -> None:
     for notice in args.notices:
         logger.info(notice)
     try:
-        train(prepare(args))
+        data = read_data(args)
+        if show(args, data):
+            train(prepare(args, data))
     except ValueError as error:
         logger.debug("where it came from", exc_info=True)
         sys.exit(f"error: {error}")

@@ -139,13 +139,18 @@ def flat_optimizer(rule: AdamW, trainable: Trainable, options: OptimizerArgs, co
     return FlatOptimizer(rule, trainable.size, learning_rates(trainable, options), compiled)
 
 
-def summary(network: Network, trainable: Trainable, length: Length, seed: int, device: str) -> list[str]:
-    """Lines for the log: what is trained, for how long, where."""
+def length_line(length: Length, seed: int) -> str:
+    """Line for the log: how long the run is."""
+    return (
+        f"{length.total_steps} steps in {length.total_epochs} epochs of {length.batches_per_epoch} batches, seed {seed}"
+    )
+
+
+def summary(network: Network, trainable: Trainable, device: str) -> list[str]:
+    """Lines for the log: what is trained, where."""
     parts = ", ".join(f"{part} {network.count(part)}" for part in ("te1", "te2", "unet") if network.count(part))
     lines = [
-        f"network: {len(network.layers)} layers ({parts}), {trainable.size:,} values are trained",
-        f"{length.total_steps} steps in {length.total_epochs} epochs of {length.batches_per_epoch} batches, "
-        f"seed {seed}, on {device}",
+        f"network: {len(network.layers)} layers ({parts}), {trainable.size:,} values are trained on {device}",
     ]
     if trainable.idle:
         lines.append(

@@ -42,7 +42,8 @@ class DatasetArgs:
     in_json: str | None = None
     """Without --dataset_config: metadata file (.json or .jsonl) with the captions of the pictures."""
     max_data_loader_n_workers: Annotated[int, AT_LEAST_0] = 8
-    """Processes that load pictures; 0 loads them in the training process. The result is the same for any number."""
+    """Threads that load pictures ahead of the training, at most one per core; 0 loads each batch when it is needed.
+    The result is the same for any number."""
     skip_bad_images: bool = False
     """Train without images that cannot be read, and name them in the log and in the saved file; else they are an
     error."""
@@ -297,6 +298,13 @@ class RunArgs:
     """Epochs to train; replaces --max_train_steps."""
     seed: Annotated[int | None, AT_LEAST_0] = None
     """Makes the whole run repeatable; unset draws one and records it."""
+    dry_run: bool = False
+    """Look through the data, print what would be trained, and stop."""
+    report: str | None = None
+    """Write a web page (one .html file) about the data: buckets, caption lengths, suspicious files, first samples."""
+    debug_dataset: bool = False
+    """Write the first samples as the model sees them, pictures and captions, to a folder below --output_dir, and
+    stop."""
     config_file: str | None = None
     """TOML file with flags by name (tables only group them); flags on the command line win over it."""
     console_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] | None = None

@@ -31,7 +31,7 @@ MAPPED: Mapping[str, tuple[Takes, str]] = MappingProxyType({
     "lowram": (SWITCH, "weights are always read straight from the file into place; nothing to change"),
     "highvram": (SWITCH, "models always stay on the device; nothing to change"),
     "disable_mmap_load_safetensors": (SWITCH, "each tensor is read once and its pages are released"),
-    "persistent_data_loader_workers": (SWITCH, "loading processes are kept through the run anyway"),
+    "persistent_data_loader_workers": (SWITCH, "pictures are loaded by threads, which take no time to start"),
     "tokenizer_cache_dir": (ONE, "the vocabulary ships with an installed package; nothing is fetched or stored"),
 })  # fmt: skip
 """flag -> (what it takes, what is done instead); the line is handed to the caller for the log."""
@@ -42,7 +42,6 @@ ALIASES: Mapping[str, str] = MappingProxyType({"caption_extention": "caption_ext
 NOT_BUILT: Mapping[str, tuple[Takes, str]] = MappingProxyType({
     # data
     "dataset_class": (ONE, "only dataset files are read; use --dataset_config"),
-    "debug_dataset": (SWITCH, "leave it out"),
     # network and optimizer
     "dim_from_weights": (SWITCH, "give the --network_dim and --network_alpha that the file was trained with"),
     "scale_weight_norms": (ONE, "leave it out; --max_grad_norm limits the steps instead"),

@@ -23,6 +23,7 @@ from library.settings.kohya_flags import ALIASES, MAPPED, NO_MEANING, NOT_BUILT
 
 KOHYA_FLAGS = tuple((Path(__file__).parent / "kohya_flags.txt").read_text().split())
 OWN_FLAGS = {"device", "jit", "flash_attn", "te2_projection", "gradient_checkpointing_keep", "skip_bad_images"}
+OWN_FLAGS |= {"dry_run", "report"}
 TAKES = {name: takes for table in (MAPPED, NOT_BUILT, NO_MEANING) for name, (takes, _) in table.items()}
 
 ISSUE_COMMAND = """--pretrained_model_name_or_path=base.safetensors --dataset_config=data.toml

@@ -1,0 +1,67 @@
+"""The first samples of a run as pictures, exactly as the model is given them."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from library.data.batch import Batch
+from library.data.dataset import TrainDataset
+from library.files.whole_file import write_whole_path
+
+SHOWN = 48
+"""Samples that are shown of a run."""
+
+NAME_LENGTH = 100
+"""Letters of an image's name that a sample's file keeps."""
+
+
+@dataclass(frozen=True)
+class SeenSample:
+    """One sample of the run as the model sees it."""
+
+    number: int
+    """Place in the run, from 0."""
+    path: str
+    picture: Image.Image
+    """RGB, after resizing, crop and mirroring."""
+    caption: str
+    """After dropout, shuffle and wildcards, before it is cut to the token limit."""
+
+
+def first_samples(dataset: TrainDataset, max_train_steps: int, count: int = SHOWN) -> Iterator[SeenSample]:
+    """The first samples of the run's first epoch, in training order. Raises ValueError naming an unreadable image."""
+    samples = (sample for batch in dataset.batches(1, 0, max_train_steps=max_train_steps) for sample in _samples(batch))
+    for number, (path, picture, caption) in enumerate(islice(samples, count)):
+        yield SeenSample(number, path, picture, caption)
+
+
+def write_samples(samples: Iterator[SeenSample], folder: Path) -> int:
+    """Write every sample as `0000_name.png` with its caption in `0000_name.txt`; returns their number.
+
+    Raises ValueError when the folder cannot be written to.
+    """
+    count = 0
+    for sample in samples:
+        stem = f"{sample.number:04d}_{os.path.splitext(os.path.basename(sample.path))[0][:NAME_LENGTH]}"
+        picture, caption = sample.picture, sample.caption
+        write_whole_path(folder / f"{stem}.png", picture.save)
+        write_whole_path(folder / f"{stem}.txt", lambda part, text=caption: part.write_text(text + "\n", "utf-8"))  # type: ignore[misc]
+        count += 1
+    return count
+
+
+def _samples(batch: Batch) -> Iterator[tuple[str, Image.Image, str]]:
+    assert batch.images_BCHW is not None, "samples are shown before latents are cached"
+    for key, pixels_CHW, caption in zip(batch.keys, batch.images_BCHW, batch.captions, strict=True):
+        yield key, to_picture(pixels_CHW), caption
+
+
+def to_picture(pixels_CHW: np.ndarray) -> Image.Image:
+    """An RGB picture from the model's float32 [3, H, W] in [-1, 1]."""
+    levels = np.rint((pixels_CHW.transpose(1, 2, 0) + 1) * 127.5)
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
