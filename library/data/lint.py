@@ -36,14 +36,13 @@ class LintGroup:
 def lint(dataset: TrainDataset, plan: Plan) -> list[LintGroup]:
     """All groups that have findings. Every image is read once more, on all cores; raises ValueError naming one that
     cannot be read any more."""
-    images = list({image.path: image for part in dataset.datasets for image in part.images}.values())
-    paths = [image.path for image in images]
+    images = [image for part in dataset.datasets for image in part.images]
+    paths = list(dict.fromkeys(image.path for image in images))
     read = ordered_map(image_facts, paths, os.cpu_count() or 1)
     facts = dict(zip(paths, progress(read, len(paths), "looking at images"), strict=True))
+    seen = _Inspected(dataset, plan, images, facts)
     return [
-        LintGroup(title, advice, tuple(found))
-        for title, advice, rule in _RULES
-        if (found := list(rule(_Inspected(dataset, plan, images, facts))))
+        LintGroup(title, advice, found) for title, advice, rule in _RULES if (found := tuple(dict.fromkeys(rule(seen))))
     ]
 
 
@@ -52,8 +51,9 @@ class _Inspected:
     dataset: TrainDataset
     plan: Plan
     images: Sequence[PlacedImage]
-    """Each file once."""
+    """Of all data sets; a file may be in several."""
     facts: Mapping[Path, ImageFacts]
+    """Of each file once."""
 
 
 def _rotated(seen: _Inspected) -> Iterator[Finding]:
@@ -99,15 +99,15 @@ def _same_file(facts: Mapping[Path, ImageFacts]) -> list[list[Path]]:
 
 def _same_stem(seen: _Inspected) -> Iterator[Finding]:
     groups: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-    for image in seen.images:
-        groups[image.path.parent, image.path.stem].append(image.path)
+    for path in seen.facts:
+        groups[path.parent, path.stem].append(path)
     for group in groups.values():
         if len(group) > 1:
             yield "\n".join(map(str, group)), "one name before the ending"
 
 
 def _empty_captions(seen: _Inspected) -> Iterator[Finding]:
-    for path in dict.fromkeys(seen.plan.missing_captions):
+    for path in seen.plan.missing_captions:
         yield path, "no caption"
 
 

@@ -66,6 +66,8 @@ class Plan:
     """Everything the data side knows before the first step."""
 
     datasets: tuple[DatasetPlan, ...]
+    images: int
+    """Different image files."""
     batches_per_epoch: int
     caption_lengths: tuple[CaptionLength, ...]
     """Every trained image's; the longest line where a line is drawn. Empty when captions are not measured."""
@@ -77,7 +79,7 @@ class Plan:
     @property
     def cut_captions(self) -> tuple[CaptionLength, ...]:
         """Captions of which the model sees only the beginning."""
-        return tuple(length for length in self.caption_lengths if length.tokens > length.limit)
+        return tuple(dict.fromkeys(length for length in self.caption_lengths if length.tokens > length.limit))
 
 
 def make_plan(datasets: Sequence[BucketedDataset], notes: Sequence[str], count: Callable[[str], int] | None) -> Plan:
@@ -85,10 +87,11 @@ def make_plan(datasets: Sequence[BucketedDataset], notes: Sequence[str], count: 
     lengths = (length for dataset in datasets for length in _caption_lengths(dataset, count)) if count else ()
     return Plan(
         datasets=tuple(_dataset_plan(dataset) for dataset in datasets),
+        images=len({image.path for dataset in datasets for image in dataset.images}),
         batches_per_epoch=sum(len(dataset.batch_list()) for dataset in datasets),
         caption_lengths=tuple(lengths),
         missing_captions=tuple(
-            str(path) for dataset in datasets for scan in dataset.scans for path in scan.uncaptioned
+            dict.fromkeys(str(path) for dataset in datasets for scan in dataset.scans for path in scan.uncaptioned)
         ),
         notes=tuple(notes),
     )

@@ -1,5 +1,6 @@
 """The first samples of a run as pictures, exactly as the model is given them."""
 
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from library.files.whole_file import write_whole_path
 SHOWN = 48
 """Samples that are shown of a run."""
 
-NAME_LENGTH = 100
-"""Letters of an image's name that a sample's file keeps."""
+NAME_LENGTH = 50
+"""Letters of an image's name that a sample's file keeps; a letter may be 4 bytes, and a name 255."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,18 @@ def write_samples(samples: Iterator[SeenSample], folder: Path) -> int:
     count = 0
     for sample in samples:
         stem = f"{sample.number:04d}_{os.path.splitext(os.path.basename(sample.path))[0][:NAME_LENGTH]}"
-        picture, caption = sample.picture, sample.caption
-        write_whole_path(folder / f"{stem}.png", picture.save)
-        write_whole_path(folder / f"{stem}.txt", lambda part, text=caption: part.write_text(text + "\n", "utf-8"))  # type: ignore[misc]
+        write_whole_path(folder / f"{stem}.png", functools.partial(_save_picture, sample.picture))
+        write_whole_path(folder / f"{stem}.txt", functools.partial(_save_text, sample.caption))
         count += 1
     return count
+
+
+def _save_picture(picture: Image.Image, path: Path) -> None:
+    picture.save(path, compress_level=1)
+
+
+def _save_text(text: str, path: Path) -> None:
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _samples(batch: Batch) -> Iterator[tuple[str, Image.Image, str]]:

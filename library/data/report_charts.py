@@ -11,8 +11,8 @@ WIDTH = 860
 _ROW = 30
 _ICON = 24
 _LABEL_X = 34
-_BARS_X = 140
-_BARS_WIDTH = 430
+_BARS_X = 130
+_BARS_WIDTH = 400
 _BIN = 5  # tokens
 _LAST_BIN = 60  # longer captions are counted in it
 _PLOT_HEIGHT = 150
@@ -32,8 +32,10 @@ def _bucket_row(bucket: BucketPlan, number: int, most: int, longest: int) -> str
     icon_width, icon_height = width / longest * _ICON, height / longest * _ICON
     kept = _BARS_WIDTH * bucket.samples / most
     cut = kept * bucket.crop_share
+    batches = "1 batch" if bucket.batches == 1 else f"{bucket.batches} batches"
+    cut_off = f", {bucket.crop_share:.1%} cut off" if bucket.crop_share else ""
     enlarged = f", {bucket.enlarged} enlarged" if bucket.enlarged else ""
-    text = f"{bucket.samples} samples, {bucket.batches} batches, {bucket.crop_share:.1%} cut off{enlarged}"
+    text = f"{bucket.samples} in {batches}{cut_off}{enlarged}"
     return (
         _rect("shape", (_ICON - icon_width) / 2, middle - icon_height / 2, icon_width, icon_height)
         + _text(_LABEL_X, middle, f"{width} x {height}")
@@ -64,7 +66,9 @@ def token_chart(lengths: Sequence[CaptionLength]) -> str:
         parts.append(f"<g><title>{label}: {bins[number]} captions, {cut[number]} of them cut</title>{bars}</g>")
     parts.append(_rect("axis", 0, 20 + _PLOT_HEIGHT, WIDTH, 1))
     every = max(1, used // 10)
-    parts += [_text(number * step, 34 + _PLOT_HEIGHT, str(number * _BIN), "faint") for number in range(0, used, every)]
+    labelled = range(0, used - 1, every)
+    parts += [_text(number * step, 34 + _PLOT_HEIGHT, str(number * _BIN), "faint") for number in labelled]
+    parts.append(_text(0, 8, f"up to {most} captions in a bar", "faint"))
     parts += [_limit(limit, step, used) for limit in sorted({length.limit for length in lengths})]
     return _svg(_PLOT_HEIGHT + 46, parts, "Captions by their number of tokens")
 

@@ -22,6 +22,8 @@ from library.files.whole_file import write_whole
 THUMBNAIL = 280
 """Longest side of an embedded picture, in pixels."""
 
+_TOKENS = "Captions by their number of tokens. What is beyond the limit is not trained; such captions are marked."
+
 LISTED = 200
 """Findings of a kind that are listed; of the rest the number is told."""
 
@@ -64,7 +66,7 @@ def report_page(plan: Plan, length: Sequence[str], groups: Sequence[LintGroup], 
 def _tiles(plan: Plan, groups: Sequence[LintGroup]) -> str:
     subsets = [subset for dataset in plan.datasets for subset in dataset.subsets]
     tiles = [
-        ("images", sum(subset.images for subset in subsets), False),
+        ("images", plan.images, False),
         ("samples per epoch", sum(subset.samples for subset in subsets), False),
         ("buckets", sum(len(dataset.buckets) for dataset in plan.datasets), False),
         ("batches per epoch", plan.batches_per_epoch, False),
@@ -98,7 +100,7 @@ def _dataset(plan: DatasetPlan) -> str:
 def _captions(plan: Plan) -> str:
     if not plan.caption_lengths:
         return '<div class="card">not measured</div>'
-    return f'<div class="card">{token_chart(plan.caption_lengths)}<p class="legend">Tokens of each caption.</p></div>'
+    return f'<div class="card">{token_chart(plan.caption_lengths)}<p class="legend">{_TOKENS}</p></div>'
 
 
 def _lint(groups: Sequence[LintGroup]) -> str:
@@ -125,7 +127,7 @@ def _figure(sample: SeenSample) -> str:
     return (
         f'<figure><img src="{_embedded(sample.picture)}" alt="sample {sample.number}" loading="lazy"><figcaption>'
         f'<span class="where" title="{escape(sample.path)}">{escape(Path(sample.path).name)}, {width} x {height}'
-        f"</span>{caption}</figcaption></figure>"
+        f'</span><span class="caption">{caption}</span></figcaption></figure>'
     )
 
 

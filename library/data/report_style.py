@@ -44,5 +44,6 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
 figure img { width: 100%; display: block; }
 figcaption { padding: .5rem .7rem .7rem; font-size: 13px; overflow-wrap: anywhere; }
 figcaption .where { color: var(--faint); display: block; margin-bottom: .2rem; }
+figcaption .caption { display: block; max-height: 9.5em; overflow-y: auto; }
 figcaption .empty { color: var(--bad); }
 """
