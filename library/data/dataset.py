@@ -179,9 +179,17 @@ class TrainDataset:
 
         def make(numbered: tuple[int, BatchRef]) -> Batch:
             index, ref = numbered
-            return self._make_batch(ref, index, CaptionMoment(epoch, index // batches_per_step, max_train_steps))
+            try:
+                return self._make_batch(ref, index, CaptionMoment(epoch, index // batches_per_step, max_train_steps))
+            except Exception as error:  # raised again: whatever goes wrong in a worker is told with its files
+                error.add_note(f"while batch {index} was made from {', '.join(self._paths(ref))}")
+                raise
 
         yield from ordered_map(make, refs, self.workers)
+
+    def _paths(self, ref: BatchRef) -> list[str]:
+        dataset = self.datasets[ref.dataset]
+        return [str(dataset.images[dataset.sample_image[sample]].path) for sample in ref.samples]
 
     def _make_batch(self, ref: BatchRef, index: int, moment: CaptionMoment) -> Batch:
         dataset = self.datasets[ref.dataset]

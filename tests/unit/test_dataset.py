@@ -13,7 +13,7 @@ from library.data.dataset_metadata import dataset_metadata, folder_form_metadata
 from library.data.image_util import load_rgb, to_model_input
 from library.data.plan_text import plan_lines
 from library.data.run_rng import RunRng
-from library.data.sample import size_ids
+from library.data.sample import sample_pixels, size_ids
 from library.data.tokenizer import sdxl_tokenizers
 from library.settings.config_util import DatasetConfig, SubsetConfig
 
@@ -348,6 +348,23 @@ def test_an_image_that_vanishes_is_named_also_from_a_worker(tmp_path):
     draw_images(folder, {"tall": (80, 140)})
     with pytest.raises(ValueError, match=r"tall\.png.*80 x 140 pixels now"):
         list(data.batches(1, 0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_error_of_a_worker_tells_its_files(tmp_path, workers, monkeypatch):
+    folder = draw_images(tmp_path / "train")
+    data = train_data(config(subset(folder), batch_size=1), workers=workers)
+
+    def exhausted(image, drawn):
+        if image.path.name == "tall.png":
+            raise MemoryError("no memory left")
+        return sample_pixels(image, drawn)
+
+    monkeypatch.setattr("library.data.dataset.sample_pixels", exhausted)
+    with pytest.raises(MemoryError) as error:
+        list(data.batches(1, 0))
+    (note,) = error.value.__notes__
+    assert note.endswith(f"was made from {folder / 'tall.png'}")
 
 
 def test_an_epoch_can_be_left_early(tmp_path):
