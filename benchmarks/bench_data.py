@@ -2,9 +2,9 @@
 
 python benchmarks/bench_data.py --photos 24 --files 100000
 
-Photos: JPEGs of 12 megapixels to batches at 1024 px, beside Pillow alone with the like filter on as many threads. Scan: sizes
-and captions of many images at a first start, which decodes each of them, and at a second. Files are made in a folder of
-their own, which is removed.
+Photos: JPEGs of 12 megapixels to batches at 1024 px, beside Pillow alone with the like filter on as many threads. Scan:
+sizes and captions of many images at a first start, which decodes each of them, and at a second. Files are made in a
+folder of their own, which is removed.
 """
 
 import argparse
