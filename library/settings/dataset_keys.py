@@ -62,7 +62,7 @@ FOLDERS: tuple[Kind, ...] = ("dreambooth", "masked")
 DREAMBOOTH: tuple[Kind, ...] = ("dreambooth",)
 
 NO_EFFECT = "has no effect, in the original neither"
-CACHE_INFO = "no metadata_cache.json is written; sizes and captions are looked at anew, so that they are never stale"
+CACHE_INFO = "no metadata_cache.json is written; sizes of unchanged files are remembered anyway, captions are read anew"
 
 ROWS: tuple[Key, ...] = (
     Key("batch_size", SIDE, DATASET_PLACES),
