@@ -1,6 +1,7 @@
 """What can be told from an image's file besides its size, for the list of suspicious images."""
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from library.data.image_util import readable_formats
+from library.data.image_util import load_rgb, readable_formats
 
 SIDE = 10
 """Pixels of the side of the thumbnails by which images are compared."""
@@ -37,9 +38,11 @@ def image_facts(path: Path) -> ImageFacts:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
         with Image.open(path, formats=readable_formats()) as image:
-            orientation = image.getexif().get(_ORIENTATION, 1)
+            orientation = _orientation(image)
             image.draft("RGB", (_DRAFT, _DRAFT))
-            small = ImageOps.exif_transpose(image)
+            small = ImageOps.exif_transpose(image) if orientation != 1 else image
+            if small.mode.startswith("I"):  # 16 bits
+                small = Image.fromarray(load_rgb(path))
             layer = small.convert("RGBA") if small.has_transparency_data else None
             transparent = layer is not None and bool((np.asarray(layer)[..., 3] < 255).any())
             if layer is not None:
@@ -48,6 +51,15 @@ def image_facts(path: Path) -> ImageFacts:
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{path}: the image cannot be read: {error}") from error
     return ImageFacts(digest, orientation, transparent, np.asarray(thumbnail))
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1 also where there is none or the EXIF data cannot be read, as in training."""
+    try:
+        found = image.getexif().get(_ORIENTATION)
+    except (OSError, ValueError, SyntaxError, struct.error):
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 # Two images are near-duplicates when their thumbnails correlate at least this much and their mean colours differ by at

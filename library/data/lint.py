@@ -30,6 +30,8 @@ class LintGroup:
     title: str
     advice: str
     """What training does with them, and what to do."""
+    pictured: bool
+    """Whether one has to see the images to judge."""
     findings: tuple[Finding, ...]
 
 
@@ -42,7 +44,9 @@ def lint(dataset: TrainDataset, plan: Plan) -> list[LintGroup]:
     facts = dict(zip(paths, progress(read, len(paths), "looking at images"), strict=True))
     seen = _Inspected(dataset, plan, images, facts)
     return [
-        LintGroup(title, advice, found) for title, advice, rule in _RULES if (found := tuple(dict.fromkeys(rule(seen))))
+        LintGroup(title, advice, rule in _PICTURED, found)
+        for title, advice, rule in _RULES
+        if (found := tuple(dict.fromkeys(rule(seen))))
     ]
 
 
@@ -176,3 +180,5 @@ _RULES: tuple[tuple[str, str, Callable[[_Inspected], Iterable[Finding]]], ...] =
     ),
 )
 """(title, advice, rule), what matters most first."""
+
+_PICTURED = (_enlarged, _duplicates, _near_duplicates, _same_stem, _rotated, _transparent)

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from library.data.image_util import load_rgb
 from library.data.lint import LintGroup
 from library.data.plan import DatasetPlan, Plan
 from library.data.preview import SeenSample
@@ -26,6 +27,13 @@ _TOKENS = "Captions by their number of tokens. What is beyond the limit is not t
 
 LISTED = 200
 """Findings of a kind that are listed; of the rest the number is told."""
+
+PICTURED = 12
+"""Findings of a kind that are shown with pictures, where these help."""
+
+FILES_PICTURED = 4
+SMALL = 110
+"""Pictures of one finding at most, and their longest side in pixels."""
 
 
 def write_report(
@@ -111,13 +119,23 @@ def _lint(groups: Sequence[LintGroup]) -> str:
 
 def _lint_group(group: LintGroup) -> str:
     entries = "".join(
-        f"<li><code>{escape(what)}</code><br><span>{escape(seen)}</span></li>" for what, seen in group.findings[:LISTED]
+        f"<li><code>{escape(what)}</code><br><span>{escape(seen)}</span>"
+        f"{_pictures(what) if group.pictured and number < PICTURED else ''}</li>"
+        for number, (what, seen) in enumerate(group.findings[:LISTED])
     )
     rest = len(group.findings) - LISTED
     more = f"<p>and {rest:,} more</p>" if rest > 0 else ""
     return (
         f'<details><summary><span class="count">{len(group.findings):,}</span>{escape(group.title)}</summary>'
         f"<p>{escape(group.advice)}</p><ul>{entries}</ul>{more}</details>"
+    )
+
+
+def _pictures(paths: str) -> str:
+    """Small pictures of the first few files of a finding."""
+    shown = (Image.fromarray(load_rgb(path)) for path in paths.split("\n")[:FILES_PICTURED])
+    return (
+        '<div class="small">' + "".join(f'<img src="{_embedded(image, SMALL)}" alt="">' for image in shown) + "</div>"
     )
 
 
@@ -131,9 +149,9 @@ def _figure(sample: SeenSample) -> str:
     )
 
 
-def _embedded(picture: Image.Image) -> str:
+def _embedded(picture: Image.Image, longest: int = THUMBNAIL) -> str:
     small = picture.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.thumbnail((longest, longest))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -36,6 +36,8 @@ summary .count { display: inline-block; min-width: 2.2em; text-align: center; ma
   background: var(--accent-soft); font-weight: 500; }
 details p { margin: .4rem 0; color: var(--faint); }
 ul { margin: .3rem 0; padding-left: 1.2rem; }
+.small { display: flex; gap: .5rem; margin: .3rem 0 .6rem; }
+.small img { border-radius: 5px; border: 1px solid var(--line); max-height: 110px; }
 li span { color: var(--faint); }
 code { font: 13px/1.4 ui-monospace, "Cascadia Mono", "DejaVu Sans Mono", monospace; white-space: pre-wrap; }
 .none { color: var(--good); }
