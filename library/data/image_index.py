@@ -45,7 +45,7 @@ def cache_folder() -> Path:
 class ImageIndex:
     """The checked images of one folder: name -> state and upright size."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
         """Read what is known about `folder`; a missing, foreign or damaged index is an empty one."""
         self._folder = os.path.abspath(folder)
         name = hashlib.blake2b(os.fsencode(self._folder), digest_size=16).hexdigest()

@@ -181,4 +181,4 @@ _RULES: tuple[tuple[str, str, Callable[[_Inspected], Iterable[Finding]]], ...] =
 )
 """(title, advice, rule), what matters most first."""
 
-_PICTURED = (_enlarged, _duplicates, _near_duplicates, _same_stem, _rotated, _transparent)
+_PICTURED = (_duplicates, _near_duplicates, _same_stem, _rotated, _transparent)

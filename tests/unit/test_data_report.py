@@ -211,8 +211,8 @@ def test_the_page_stands_alone_and_escapes_what_files_say(messy, tmp_path):
     assert page.tags.isdisjoint({"script", "b>", "i", "u", "link", "iframe"})
     assert page.texts.count(HOSTILE) == 2  # its own image and the one with class_tokens
     assert len(data.datasets[0].images) == 16
-    # Tiny, rotated and transparent images are shown once more, duplicates, near-duplicates and twins in pairs.
-    assert len(page.pictures) == 3 + 3 * 2 + 16
+    # Rotated and transparent images are shown once more, duplicates, near-duplicates and twins in pairs.
+    assert len(page.pictures) == 2 + 3 * 2 + 16
     samples = page.pictures[-16:]
     assert {picture.size for picture in samples} <= {bucket.resolution for bucket in data.datasets[0].buckets}
     shown = " ".join(page.texts)
