@@ -1,20 +1,19 @@
 """What can be told from an image's file besides its size, for the list of suspicious images."""
 
 import hashlib
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from library.data.image_util import load_rgb, readable_formats
+from library.data.image_color import flat_rgb
+from library.data.image_util import open_image, orientation_of, upright
 
 SIDE = 10
 """Pixels of the side of the thumbnails by which images are compared."""
 
-_ORIENTATION = 0x0112  # EXIF tag
 _DRAFT = 8 * SIDE  # JPEGs are decoded no larger than needed
 
 
@@ -34,32 +33,15 @@ class ImageFacts:
 
 def image_facts(path: Path) -> ImageFacts:
     """Read one image. Raises ValueError that names the file when it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-        with Image.open(path, formats=readable_formats()) as image:
-            orientation = _orientation(image)
-            image.draft("RGB", (_DRAFT, _DRAFT))
-            small = ImageOps.exif_transpose(image) if orientation != 1 else image
-            if small.mode.startswith("I"):  # 16 bits
-                small = Image.fromarray(load_rgb(path))
-            layer = small.convert("RGBA") if small.has_transparency_data else None
-            transparent = layer is not None and bool((np.asarray(layer)[..., 3] < 255).any())
-            if layer is not None:
-                small = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-            thumbnail = small.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{path}: the image cannot be read: {error}") from error
+    with open_image(path) as image:
+        orientation = orientation_of(image)
+        image.draft("RGB", (_DRAFT, _DRAFT))
+        small = upright(image)
+        transparent = small.has_transparency_data and bool((np.asarray(small.convert("RGBA"))[..., 3] < 255).any())
+        thumbnail = flat_rgb(small).resize((SIDE, SIDE), Image.Resampling.BOX)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
     return ImageFacts(digest, orientation, transparent, np.asarray(thumbnail))
-
-
-def _orientation(image: Image.Image) -> int:
-    """1 to 8; 1 also where there is none or the EXIF data cannot be read, as in training."""
-    try:
-        found = image.getexif().get(_ORIENTATION)
-    except (OSError, ValueError, SyntaxError, struct.error):
-        return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 # Two images are near-duplicates when their thumbnails correlate at least this much and their mean colours differ by at

@@ -75,7 +75,7 @@ def readable_formats() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path | str) -> Iterator[Image.Image]:
+def open_image(path: Path | str) -> Iterator[Image.Image]:
     """The opened image; everything that goes wrong with it becomes a ValueError that names the file."""
     try:
         with Image.open(path, formats=readable_formats()) as image:
@@ -96,14 +96,14 @@ def check_image(path: Path | str, notes: list[str] | None = None) -> Size:
     that is of no use is told in `notes`. Raises ValueError naming the file when it is missing, truncated, of another
     format or too large.
     """
-    with _opened(path) as image:
+    with open_image(path) as image:
         width, height = image.size
         image.draft(None, (width // 8, height // 8))
         image.load()
         problem = profile_problem(image)
         if problem is not None and notes is not None:
             notes.append(f"{path}: its colour profile is not used, since {problem}; its colours are taken as sRGB")
-        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+        return (height, width) if orientation_of(image) in _SIDEWAYS else (width, height)
 
 
 def read_image(path: Path | str, *, alpha: bool = False) -> Image.Image:
@@ -112,8 +112,8 @@ def read_image(path: Path | str, *, alpha: bool = False) -> Image.Image:
     With `alpha` it is RGBA: the colours as they are below transparency, and the alpha channel (255 where there is
     none). Raises ValueError naming the file when it cannot be read.
     """
-    with _opened(path) as opened:
-        image = _upright(opened)
+    with open_image(path) as opened:
+        image = upright(opened)
         return to_srgb(image).convert("RGBA") if alpha else flat_rgb(image)
 
 
@@ -122,8 +122,8 @@ def read_mask(path: Path | str) -> Image.Image:
 
     Raises ValueError naming the file when it cannot be read.
     """
-    with _opened(path) as opened:
-        image = eight_bits(_upright(opened))
+    with open_image(path) as opened:
+        image = eight_bits(upright(opened))
         if not image.has_transparency_data:
             return image.convert("RGB").getchannel("R")
         layer = image.convert("RGBA")
@@ -144,22 +144,24 @@ def to_array(image: Image.Image) -> np.ndarray:
     return array
 
 
-def _orientation(image: Image.Image) -> object:
-    """The EXIF orientation, 1 to 8; 1 where the EXIF data cannot be read."""
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or the EXIF data cannot be read."""
     try:
-        return image.getexif().get(_ORIENTATION, 1)
+        found = image.getexif().get(_ORIENTATION)
     except _BROKEN:
         return 1
+    return found if isinstance(found, int) and found in _TURNS else 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(_orientation(image))
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says."""
+    turn = _TURNS.get(orientation_of(image))
     if turn is None:
         image.load()
         return image
-    upright = image.transpose(turn)
-    upright.info = image.info
-    return upright
+    turned = image.transpose(turn)
+    turned.info = image.info
+    return turned
 
 
 def resize_image(image: Image.Image | np.ndarray, size: Size, interpolation: str | None = None) -> np.ndarray:

@@ -134,7 +134,7 @@ def _mojibake(seen: _Inspected) -> Iterator[Finding]:
 def _caption_files(seen: _Inspected) -> Iterator[Finding]:
     """Caption files that are not read, beside one that is or instead of it."""
     for part in seen.dataset.datasets:
-        if part.config.kind != "dreambooth":
+        if part.config.kind == "finetuning":
             continue
         for scan in part.scans:
             read = "." + scan.config.caption_extension.removeprefix(".")

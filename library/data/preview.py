@@ -30,6 +30,8 @@ class SeenSample:
     path: str
     picture: Image.Image
     """RGB, after resizing, crop and mirroring."""
+    mask: Image.Image | None
+    """Mode L, of the picture's size: weight of each pixel in the loss, 255 is 1; None when all are 1."""
     caption: str
     """After dropout, shuffle and wildcards, before it is cut to the token limit."""
 
@@ -37,12 +39,14 @@ class SeenSample:
 def first_samples(dataset: TrainDataset, max_train_steps: int, count: int = SHOWN) -> Iterator[SeenSample]:
     """The first samples of the run's first epoch, in training order. Raises ValueError naming an unreadable image."""
     samples = (sample for batch in dataset.batches(1, 0, max_train_steps=max_train_steps) for sample in _samples(batch))
-    for number, (path, picture, caption) in enumerate(islice(samples, count)):
-        yield SeenSample(number, path, picture, caption)
+    for number, (path, picture, mask, caption) in enumerate(islice(samples, count)):
+        yield SeenSample(number, path, picture, mask, caption)
 
 
 def write_samples(samples: Iterator[SeenSample], folder: Path) -> int:
     """Write every sample as `0000_name.png` with its caption in `0000_name.txt`; returns their number.
+
+    A mask goes to `0000_name.mask.png`.
 
     Raises ValueError when the folder cannot be written to.
     """
@@ -50,6 +54,8 @@ def write_samples(samples: Iterator[SeenSample], folder: Path) -> int:
     for sample in samples:
         stem = f"{sample.number:04d}_{os.path.splitext(os.path.basename(sample.path))[0][:NAME_LENGTH]}"
         write_whole_path(folder / f"{stem}.png", functools.partial(_save_picture, sample.picture))
+        if sample.mask is not None:
+            write_whole_path(folder / f"{stem}.mask.png", functools.partial(_save_picture, sample.mask))
         write_whole_path(folder / f"{stem}.txt", functools.partial(_save_text, sample.caption))
         count += 1
     return count
@@ -63,10 +69,15 @@ def _save_text(text: str, path: Path) -> None:
     path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
-def _samples(batch: Batch) -> Iterator[tuple[str, Image.Image, str]]:
+def _samples(batch: Batch) -> Iterator[tuple[str, Image.Image, Image.Image | None, str]]:
+    """Path, picture, mask and caption of each sample."""
     assert batch.images_BCHW is not None, "samples are shown before latents are cached"
-    for key, pixels_CHW, caption in zip(batch.keys, batch.images_BCHW, batch.captions, strict=True):
-        yield key, to_picture(pixels_CHW), caption
+    for number, (key, pixels_CHW, caption) in enumerate(
+        zip(batch.keys, batch.images_BCHW, batch.captions, strict=True)
+    ):
+        weights_HW = None if batch.masks_BHW is None else batch.masks_BHW[number]
+        mask = None if weights_HW is None else Image.fromarray(np.rint(weights_HW * 255).astype(np.uint8))
+        yield key, to_picture(pixels_CHW), mask, caption
 
 
 def to_picture(pixels_CHW: np.ndarray) -> Image.Image:

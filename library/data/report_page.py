@@ -23,6 +23,7 @@ from library.files.whole_file import write_whole
 THUMBNAIL = 280
 """Longest side of an embedded picture, in pixels."""
 
+_SAMPLES = "Cropped, mirrored and with captions as in the first epoch. What a mask keeps out of the loss is veiled."
 _TOKENS = "Captions by their number of tokens. What is beyond the limit is not trained; such captions are marked."
 
 LISTED = 200
@@ -30,6 +31,9 @@ LISTED = 200
 
 PICTURED = 12
 """Findings of a kind that are shown with pictures, where these help."""
+
+VEIL = "#d63384"
+"""Colour that covers what a mask keeps out of the loss."""
 
 FILES_PICTURED = 4
 SMALL = 110
@@ -65,6 +69,7 @@ def report_page(plan: Plan, length: Sequence[str], groups: Sequence[LintGroup], 
         "<h2>Worth a look</h2>",
         _lint(groups),
         "<h2>The first samples, as the model sees them</h2>",
+        f"<p>{_SAMPLES}</p>",
         f'<div class="sheet">{figures}</div>',
         "</body></html>",
     ]
@@ -141,12 +146,19 @@ def _pictures(paths: str) -> str:
 
 def _figure(sample: SeenSample) -> str:
     width, height = sample.picture.size
+    shown = sample.picture if sample.mask is None else _dimmed(sample.picture, sample.mask)
     caption = escape(sample.caption) if sample.caption else '<span class="empty">no caption</span>'
     return (
-        f'<figure><img src="{_embedded(sample.picture)}" alt="sample {sample.number}" loading="lazy"><figcaption>'
+        f'<figure><img src="{_embedded(shown)}" alt="sample {sample.number}" loading="lazy"><figcaption>'
         f'<span class="where" title="{escape(sample.path)}">{escape(Path(sample.path).name)}, {width} x {height}'
         f'</span><span class="caption">{caption}</span></figcaption></figure>'
     )
+
+
+def _dimmed(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """The picture with a veil over what its mask keeps out of the loss."""
+    veil = Image.blend(picture, Image.new("RGB", picture.size, VEIL), 0.75)
+    return Image.composite(picture, veil, mask)
 
 
 def _embedded(picture: Image.Image, longest: int = THUMBNAIL) -> str:

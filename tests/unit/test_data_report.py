@@ -315,3 +315,24 @@ def test_plan_counts_images_repeats_crop_and_short_batches(tmp_path):
     assert re.search(r"64 x 64 +4 +21 +11 +1 +2\.9% +1\n", text)
     assert re.search(r"train +4 +3 +12\n +reg \(regularisation\) +1 +1 +12\n", text)
     assert "2 of them not full" in text
+
+
+def test_masks_are_shown_with_the_samples(tmp_path):
+    layer = picture(3, (64, 64)).convert("RGBA")
+    alpha = Image.new("L", (64, 64), 255)
+    alpha.paste(0, (0, 0, 16, 64))
+    layer.putalpha(alpha)
+    layer.save(tmp_path / "a.png")
+    picture(4, (64, 64)).save(tmp_path / "b.png")
+    data = train_data(SubsetConfig(image_dir=str(tmp_path), class_tokens="x", alpha_mask=True))
+    samples = {os.path.basename(sample.path): sample for sample in first_samples(data, 1)}
+    assert np.array_equal(np.asarray(samples["a.png"].mask), np.asarray(alpha))
+    assert np.asarray(samples["b.png"].mask).min() == 255
+    assert write_samples(iter(samples.values()), tmp_path / "out") == 2
+    assert sum(name.endswith(".mask.png") for name in os.listdir(tmp_path / "out")) == 2
+    page = Page(report_page(data.plan(), [], [], samples.values()))
+    veiled = np.asarray(page.pictures[list(samples).index("a.png")], int)
+    plain = np.asarray(samples["a.png"].picture, int)
+    assert np.abs(veiled - plain)[:, 20:].mean() < 6  # JPEG
+    colour = np.array([0xD6, 0x33, 0x84])
+    assert np.abs(veiled[:, :12] - (0.75 * colour + 0.25 * plain[:, :12])).mean() < 6

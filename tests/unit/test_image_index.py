@@ -24,9 +24,9 @@ def decoded(monkeypatch, tmp_path):
     """Names of the images that are decoded from now on; indexes are in a folder of the test's own."""
     names = []
 
-    def check_image(path):
+    def check_image(path, notes):
         names.append(path.name)
-        return real(path)
+        return real(path, notes)
 
     real = image_files.check_image
     monkeypatch.setattr(image_files, "check_image", check_image)
@@ -44,9 +44,9 @@ def folder(tmp_path):
 
 
 def sizes(*paths):
-    problems = []
-    found = check_images(paths, problems)
-    assert problems == []
+    bad, notes = {}, []
+    found = check_images(paths, bad, notes)
+    assert bad == {} and notes == []
     return {path.name: size for path, size in found.items()}
 
 
@@ -86,10 +86,25 @@ def test_a_broken_file_is_found_at_every_start(folder, decoded):
     path, good = old_image(folder / "a.png"), old_image(folder / "b.png")
     path.write_bytes(path.read_bytes()[:40])
     for _ in range(2):
-        problems = []
-        assert list(check_images([path, good], problems)) == [good]
-        assert len(problems) == 1 and "a.png: the image cannot be read" in problems[0]
+        bad = {}
+        assert list(check_images([path, good], bad, [])) == [good]
+        assert list(bad) == [path] and "a.png: the image cannot be read" in bad[path]
     assert decoded.count("a.png") == 2 and decoded.count("b.png") == 1
+
+
+def test_what_is_noted_of_an_image_is_noted_at_every_start(folder, decoded):
+    path = folder / "a.png"
+    Image.new("RGB", (20, 10)).save(path, icc_profile=b"no profile")
+    for _ in range(2):
+        notes = []
+        assert check_images([path], {}, notes) == {path: (20, 10)}
+        assert len(notes) == 1 and "a.png: its colour profile is not used" in notes[0]
+
+
+def test_an_unreadable_path_is_bad(folder, decoded):
+    bad = {}
+    assert check_images([folder / "gone.png"], bad, []) == {}
+    assert "gone.png: the image cannot be read: No such file" in bad[folder / "gone.png"]
 
 
 def test_a_file_changed_just_now_is_not_trusted(folder, decoded, monkeypatch):
@@ -146,7 +161,7 @@ def test_what_was_checked_before_an_interruption_is_kept(folder, decoded, monkey
 
     monkeypatch.setattr(image_files, "progress", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        check_images(paths, [])
+        check_images(paths, {}, [])
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent / "cache"))
     index = image_index.ImageIndex(folder)
