@@ -50,19 +50,22 @@ class ImageIndex:
         self._folder = os.path.abspath(folder)
         name = hashlib.blake2b(os.fsencode(self._folder), digest_size=16).hexdigest()
         self._path = cache_folder() / f"{name}.json"
-        self._entries: dict[str, list[int]] = {}
+        self._entries: dict[str, object] = {}
         self._changed = False
         try:
             content = json.loads(self._path.read_bytes())
             if content["checked_by"] == CHECKED_BY and content["folder"] == self._folder:
-                self._entries = {name: entry for name, entry in content["images"].items() if _is_entry(entry)}
+                self._entries = dict(content["images"])
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             pass
 
     def size_of(self, name: str, state: FileState) -> Size | None:
         """Upright width and height of a file that was found whole in this very state; None when it was not."""
         entry = self._entries.get(name)
-        return (entry[3], entry[4]) if entry is not None and (entry[0], entry[1], entry[2]) == state else None
+        if not isinstance(entry, list) or len(entry) != 5 or (entry[0], entry[1], entry[2]) != state:
+            return None
+        width, height = entry[3:]
+        return (width, height) if isinstance(width, int) and isinstance(height, int) else None
 
     def add(self, name: str, state: FileState, size: Size) -> None:
         """Enter a file that was decoded to its end; `state` is from before it was."""
@@ -85,7 +88,3 @@ class ImageIndex:
 
 def _write(content: object, stream: BinaryIO) -> None:
     stream.write(json.dumps(content, separators=(",", ":")).encode("ascii"))
-
-
-def _is_entry(entry: object) -> bool:
-    return isinstance(entry, list) and len(entry) == 5 and all(isinstance(value, int) for value in entry)

@@ -142,8 +142,11 @@ def _scan_folder(subset: SubsetConfig, findings: Findings) -> SubsetScan | None:
 def _caption_file(image: Path, ending: str, names: frozenset[str]) -> Path | None:
     """The caption file among the `names` beside an image; one cut around a face has that of the whole image."""
     ending = "." + ending.removeprefix(".")
-    stems = [image.stem] if face_in_name(image) is None else [image.stem, stem_without_face(image)]
-    return next((image.with_name(stem + ending) for stem in stems if stem + ending in names), None)
+    if (own := image.stem + ending) in names:
+        return image.with_name(own)
+    if face_in_name(image) is not None and (whole := stem_without_face(image) + ending) in names:
+        return image.with_name(whole)
+    return None
 
 
 def _note_other_endings(scan: SubsetScan, names: frozenset[str], findings: Findings) -> None:

@@ -23,7 +23,8 @@ def read_text(path: Path) -> str:
     would train nonsense. Raises ValueError that names the file and shows how it would read in each; OSError when it
     cannot be read at all.
     """
-    data = path.read_bytes()
+    with open(path, "rb", buffering=0) as file:  # a buffer costs more than reading such a small file
+        data = file.read()
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)

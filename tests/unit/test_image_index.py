@@ -124,6 +124,7 @@ def test_a_file_changed_just_now_is_not_trusted(folder, decoded, monkeypatch):
         lambda content: json.dumps({**json.loads(content), "folder": "/elsewhere"}).encode(),
         lambda content: json.dumps({**json.loads(content), "images": {"a.png": [1, 2]}}).encode(),
         lambda content: json.dumps({**json.loads(content), "images": 5}).encode(),
+        lambda content: content.replace(b",20,10]", b',"20",10]'),
     ],
 )
 def test_a_damaged_or_foreign_index_counts_for_nothing(folder, decoded, damage):
