@@ -360,7 +360,7 @@ def test_any_error_of_a_worker_tells_its_files(tmp_path, workers, monkeypatch):
             raise MemoryError("no memory left")
         return sample_pixels(image, drawn)
 
-    monkeypatch.setattr("library.data.dataset.sample_pixels", exhausted)
+    monkeypatch.setattr("library.data.batch_images.sample_pixels", exhausted)
     with pytest.raises(MemoryError) as error:
         list(data.batches(1, 0))
     (note,) = error.value.__notes__
