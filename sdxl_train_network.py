@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # imported late, so that --help and a wrong flag answer at on
     from library.data.batch import Batch
     from library.data.dataset import TrainDataset
     from library.data.run_rng import RunRng
+    from library.device.device_utils import Device
     from library.runs.checkpoint import Saver
     from library.runs.run_setup import Length
     from library.runs.sdxl_train_util import SdxlFamily, SdxlModel
@@ -54,6 +55,7 @@ class Data:
     family: "SdxlFamily"
     network_module: ModuleType
     rule: "AdamW"
+    device: "Device"
     dataset: "TrainDataset"
     length: "Length"
     lr_at: Callable[[int], float]
@@ -151,6 +153,7 @@ def read_data(args: TrainArgs) -> Data:
         ValueError: lists everything that is wrong with the data, or says what was asked for and cannot be done.
     """
     from library.data.run_rng import RunRng
+    from library.device.device_utils import init_device
     from library.runs import run_setup
     from library.runs.sdxl_train_util import SdxlFamily
 
@@ -159,19 +162,30 @@ def read_data(args: TrainArgs) -> Data:
     family = SdxlFamily()
     module = run_setup.import_network_module(args.network.network_module)
     rule = run_setup.optimizer_rule(args.optimizer)
+    device = init_device(args.compute.device, args.compute.flash_attn, args.compute.mixed_precision)
     dataset = run_setup.make_dataset(args, family, rng)
     length = run_setup.run_length(dataset.batches_per_epoch, args.optimizer, args.run)
     lr_at = run_setup.lr_lambda(args.lr, args.optimizer.learning_rate, length.total_steps)
-    return Data(seed, rng, family, module, rule, dataset, length, lr_at)
+    return Data(seed, rng, family, module, rule, device, dataset, length, lr_at)
 
 
 def show(args: TrainArgs, data: Data) -> bool:
-    """Show what will be trained; says whether to go on to training."""
+    """Show what will be trained and the memory that it takes; says whether to go on to training.
+
+    Raises:
+        ValueError: the base model cannot be had, or a file cannot be written.
+    """
+    from library.device.memory import available_memory
     from library.runs.data_preview import show_data
-    from library.runs.run_setup import length_line
+    from library.runs.memory_estimate import log_memory
+    from library.runs.run_setup import length_line, memory_of_run
 
     lines = [length_line(data.length, data.seed)]
-    return show_data(data.dataset, lines, data.length.total_steps, args.run, Path(args.save.output_dir))
+    goes_on = show_data(data.dataset, lines, data.length.total_steps, args.run, Path(args.save.output_dir))
+    if goes_on or args.run.dry_run:
+        setup = memory_of_run(args, data.device, data.family, data.network_module, data.dataset, data.rng)
+        log_memory(setup, available_memory(data.device), always=args.run.dry_run)
+    return goes_on
 
 
 def prepare(args: TrainArgs, data: Data) -> Run:
@@ -180,7 +194,6 @@ def prepare(args: TrainArgs, data: Data) -> Run:
     Raises:
         ValueError: something that was asked for cannot be done; the message says what and where.
     """
-    from library.device.device_utils import init_device
     from library.runs import run_setup
     from library.runs.caching import build_cached_model
     from library.runs.checkpoint import Saver
@@ -189,7 +202,6 @@ def prepare(args: TrainArgs, data: Data) -> Run:
     from library.training.trainable import Trainable
 
     rng, family, length = data.rng, data.family, data.length
-    device = init_device(args.compute.device, args.compute.flash_attn, args.compute.mixed_precision)
     weights = family.load(args.model.pretrained_model_name_or_path, args.model.vae, args.model.te2_projection)
     network = run_setup.create_network(data.network_module, family.lora_targets(weights), args.network, rng)
     step: TrainStep
@@ -202,7 +214,7 @@ def prepare(args: TrainArgs, data: Data) -> Run:
     saver = Saver(args.save, current_state, metadata, args.run.seed is not None, length.total_epochs)
     saver.check_place(sum(tensor.size for tensor in network.tensors.values()))
 
-    model = build_cached_model(weights, data.dataset, args.cache, device.compute_dtype, args.compute.compiled)
+    model = build_cached_model(weights, data.dataset, args.cache, data.device.compute_dtype, args.compute.compiled)
     blocks = family.trained_blocks(model)
     trainable = Trainable(network, blocks)
     step = TrainStep(
@@ -217,7 +229,7 @@ def prepare(args: TrainArgs, data: Data) -> Run:
         keep=args.compute.kept_share,
     )
     schedule = make_noise_schedule(args.loss.zero_terminal_snr)
-    logger.info("\n".join(run_setup.summary(network, trainable, device.name)))
+    logger.info("\n".join(run_setup.summary(network, trainable, data.device.name)))
     return Run(args, rng, data.dataset, length, family, model, schedule, step, data.lr_at, saver)
 
 

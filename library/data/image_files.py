@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from library.data.buckets import Size
-from library.data.image_index import FileState, ImageIndex, file_state
+from library.data.image_index import ImageIndex
 from library.data.image_util import check_image, readable_formats
 from library.data.loader import ordered_map
 from library.data.progress import progress
+from library.files.user_cache import FileState, file_state
 
 # file ending: Pillow's name of its format
 _ENDINGS = {

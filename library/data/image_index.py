@@ -9,13 +9,13 @@ import hashlib
 import json
 import logging
 import os
-import time
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import __version__ as pillow_version
 
 from library.data.buckets import Size
+from library.files.user_cache import FileState, is_settled, user_cache_folder
 from library.files.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
@@ -23,23 +23,10 @@ logger = logging.getLogger(__name__)
 CHECKED_BY = f"1, Pillow {pillow_version}"
 """An index that another check or another Pillow made is not used: they may find other images broken."""
 
-SETTLED_NS = 2_000_000_000
-"""A file changed less than this many nanoseconds ago is not entered: on file systems with coarse clocks it could be
-changed again without a new time."""
-
-FileState = tuple[int, int, int]
-"""Size in bytes, time of change of the content and of the entry, both in nanoseconds."""
-
-
-def file_state(path: Path | str) -> FileState:
-    """What tells one content of a file from another without reading it. Raises OSError."""
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
 
 def cache_folder() -> Path:
-    """Where indexes are kept: `mindspore-sd-scripts/images` below $XDG_CACHE_HOME, or else ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspore-sd-scripts" / "images"
+    """Where indexes are kept."""
+    return user_cache_folder() / "images"
 
 
 class ImageIndex:
@@ -69,7 +56,7 @@ class ImageIndex:
 
     def add(self, name: str, state: FileState, size: Size) -> None:
         """Enter a file that was decoded to its end; `state` is from before it was."""
-        if time.time_ns() - max(state[1:]) > SETTLED_NS:
+        if is_settled(state):
             self._entries[name] = [*state, *size]
             self._changed = True
 

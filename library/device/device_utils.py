@@ -28,6 +28,11 @@ class Device:
     compute_dtype: ms.Type
     """Type of the frozen weights and of what flows between blocks."""
 
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of a value of that type."""
+        return 4 if self.compute_dtype == ms.float32 else 2
+
 
 def init_device(requested: str, flash_attn: bool = False, mixed_precision: str = "no") -> Device:
     """Set MindSpore up; call it once, before any tensor is made.

@@ -7,7 +7,8 @@ from pathlib import Path
 FileState = tuple[int, int, int]
 """Size in bytes, time of change of the content and of the entry, both in nanoseconds."""
 
-_SETTLED_NS = 2_000_000_000
+SETTLED_NS = 2_000_000_000
+"""A file changed less than this many nanoseconds ago may change again without a new time, where clocks are coarse."""
 
 
 def user_cache_folder() -> Path:
@@ -22,8 +23,5 @@ def file_state(path: Path | str) -> FileState:
 
 
 def is_settled(state: FileState) -> bool:
-    """Whether the file was left alone for two seconds.
-
-    On file systems with coarse clocks a younger one could change again without a new time.
-    """
-    return time.time_ns() - max(state[1:]) > _SETTLED_NS
+    """Whether the file was left alone long enough for its times to tell the next change."""
+    return time.time_ns() - max(state[1:]) > SETTLED_NS

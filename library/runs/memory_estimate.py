@@ -4,20 +4,22 @@ The counts are those of the program: weights by their shapes, the vectors of wha
 leaves behind (models.footprint). Checked against measured peaks in docs/performance.md.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from library.data.dataset import TrainDataset
-from library.data.tokenizer import token_limit
+from library.data.tokenizer import CHUNK, token_limit
 from library.models import sdxl
 from library.models.footprint import BlockValues, Footprint, Outline, Shapes
 from library.models.sdxl import SdxlSpec
 from library.models.sdxl_model_util import SdxlWeights
 from library.settings.arguments import TrainArgs
+
+logger = logging.getLogger(__name__)
 
 GB = 1e9
 FLOAT = 4
@@ -32,13 +34,6 @@ POOL = 6.1
 COMFORT = 0.95
 """Share of the machine's memory that may be planned for."""
 LATENT_PIXELS = 8
-_GROUPS = Path("/sys/fs/cgroup")
-_GROUP_LIMITS = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
-"""Files with a control group's limit and use, in the two versions of the system."""
-POSITIONS = 77
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +137,7 @@ def estimate_memory(setup: MemorySetup) -> MemoryEstimate:
 def _blocks(setup: MemorySetup) -> Sequence[BlockValues]:
     run = Footprint(setup.shapes)
     width, height = (side // LATENT_PIXELS for side in setup.resolution)
-    ids = np.zeros((setup.batch_size, setup.chunks, POSITIONS), np.int64)
+    ids = np.zeros((setup.batch_size, setup.chunks, CHUNK), np.int64)
     text = sdxl.encode_text(setup.spec, run, (ids, ids))  # type: ignore[arg-type]  # outlines flow instead of tensors
     if not setup.train_text:
         run.blocks.clear()
@@ -152,27 +147,12 @@ def _blocks(setup: MemorySetup) -> Sequence[BlockValues]:
     return run.blocks
 
 
-def available_memory() -> float:
-    """Bytes that this process may use: what the machine has free, or what its control group leaves it if that is less.
-
-    Infinite where the system does not say.
-    """
-    limits = [math.inf]
-    try:
-        meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        limits.append(int(meminfo["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError, ValueError):
-        pass
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            root = Path("/sys/fs/cgroup")
-            limits.append(int((root / limit).read_text()) - int((root / used).read_text()))
-        except (OSError, ValueError):
-            continue
-    return min(limits)
+def log_memory(setup: MemorySetup, available: float, always: bool) -> None:
+    """Log the estimate, as a warning where it does not fit; else only if ``always``."""
+    if estimate_memory(setup).total > COMFORT * available:
+        logger.warning("\n".join(memory_lines(setup, available)))
+    elif always:
+        logger.info("\n".join(memory_lines(setup, available)))
 
 
 def memory_lines(setup: MemorySetup, available: float) -> list[str]:

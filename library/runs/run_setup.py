@@ -16,12 +16,15 @@ from library.data.dataset import TrainDataset
 from library.data.dataset_metadata import dataset_metadata, folder_form_metadata
 from library.data.run_rng import RunRng
 from library.data.tokenizer import sdxl_tokenizers
+from library.device.device_utils import Device
 from library.device.random import key_tensor
 from library.files.file_dates import file_date
 from library.files.layer_target import LayerTarget
 from library.files.metadata import RunFacts, base_file_metadata, build_metadata
 from library.files.sai_model_spec import build_model_spec
-from library.runs.sdxl_train_util import SdxlFamily
+from library.models.sdxl import all_blocks
+from library.runs.memory_estimate import MemorySetup, memory_setup
+from library.runs.sdxl_train_util import SdxlFamily, infer_spec
 from library.settings.arguments import TrainArgs
 from library.settings.cache_checks import check_cacheable
 from library.settings.flag_groups import LrArgs, NetworkArgs, OptimizerArgs, RunArgs
@@ -158,6 +161,21 @@ def summary(network: Network, trainable: Trainable, device: str) -> list[str]:
             "SDXL reads the one before)"
         )
     return lines
+
+
+def memory_of_run(
+    args: TrainArgs, device: Device, family: SdxlFamily, module: ModuleType, dataset: TrainDataset, rng: RunRng
+) -> MemorySetup:
+    """What the run's memory depends on, without reading the base model's values.
+
+    Raises:
+        ValueError: the base model or the network cannot be had.
+    """
+    weights = family.outline(args.model.pretrained_model_name_or_path, args.model.vae)
+    spec = infer_spec(weights.parts)
+    network = create_network(module, family.lora_targets(weights), args.network, rng)
+    trained = Trainable(network, all_blocks(spec)).size
+    return memory_setup(args, dataset, weights, spec, trained, device.value_bytes)
 
 
 def learning_rates(trainable: Trainable, options: OptimizerArgs) -> np.ndarray | float:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from library.data import image_files, image_index
 from library.data.image_files import check_images
+from library.files import user_cache
 
 LONG_AGO = 1_600_000_000
 
@@ -32,7 +33,7 @@ def decoded(monkeypatch, tmp_path):
     monkeypatch.setattr(image_files, "check_image", check_image)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # A file made by a test was changed just now, and the time of that change cannot be set back.
-    monkeypatch.setattr(image_index, "SETTLED_NS", -1)
+    monkeypatch.setattr(user_cache, "SETTLED_NS", -1)
     return names
 
 
@@ -108,7 +109,7 @@ def test_an_unreadable_path_is_bad(folder, decoded):
 
 
 def test_a_file_changed_just_now_is_not_trusted(folder, decoded, monkeypatch):
-    monkeypatch.setattr(image_index, "SETTLED_NS", 2_000_000_000)
+    monkeypatch.setattr(user_cache, "SETTLED_NS", 2_000_000_000)
     path = old_image(folder / "a.png")
     sizes(path)
     sizes(path)
@@ -166,5 +167,5 @@ def test_what_was_checked_before_an_interruption_is_kept(folder, decoded, monkey
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent / "cache"))
     index = image_index.ImageIndex(folder)
-    known = [path for path in paths if index.size_of(path.name, image_index.file_state(path))]
+    known = [path for path in paths if index.size_of(path.name, user_cache.file_state(path))]
     assert known == paths[:20]

@@ -1,0 +1,39 @@
+"""How much memory there is."""
+
+import math
+from pathlib import Path
+
+from library.device.device_utils import Device
+
+_GROUPS = Path("/sys/fs/cgroup")
+_GROUP_LIMITS = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+"""Files with a control group's limit and use, in the two versions of the system."""
+POSITIONS = 77
+
+
+def available_memory(device: Device) -> float:
+    """Bytes that a run on this device may use; infinite where nobody says.
+
+    On a CPU it is what the machine has free, or what the process's control group leaves it if that is less.
+    """
+    limits = [math.inf]
+    if device.name != "CPU":
+        return math.inf
+    try:
+        meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        limits.append(int(meminfo["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        pass
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            root = Path("/sys/fs/cgroup")
+            limits.append(int((root / limit).read_text()) - int((root / used).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(limits)

@@ -1,0 +1,78 @@
+"""The memory estimate: what is counted, against what was measured, and what is proposed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from library.models.sdxl_model_util import _expected_parts
+from library.models.sdxl_spec import FULL_SDXL
+from library.runs.memory_estimate import GB, MemorySetup, estimate_memory, memory_lines
+from library.runs.sdxl_train_util import infer_spec
+
+RANK_16_VALUES = 42_000_000
+
+
+@pytest.fixture(scope="module")
+def setup() -> MemorySetup:
+    """The full SDXL's UNet alone, as benchmarks/bench_step.py trains it."""
+    parts = _expected_parts(FULL_SDXL)
+    outlines = {
+        part: {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
+        for part, shapes in parts.items()
+    }
+    return MemorySetup(
+        spec=infer_spec(outlines),
+        shapes=parts,
+        vae_values=0,
+        trained_values=RANK_16_VALUES,
+        batch_size=1,
+        resolution=(512, 512),
+        text_is_cached=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("pixels", "kept_share", "measured_gb"),
+    [(256, 1.0, 14.31), (512, 0.0, 14.89), (512, 1.0, 16.56), (1024, 0.0, 19.49)],
+)
+def test_the_estimate_is_near_measured_peaks(
+    setup: MemorySetup, pixels: int, kept_share: float, measured_gb: float
+) -> None:
+    """Peaks of bench_step.py --size full --batch 1 --rank 16 (docs/performance.md)."""
+    parts = estimate_memory(replace(setup, resolution=(pixels, pixels), kept_share=kept_share)).parts
+    assert sum(parts.values()) / GB == pytest.approx(measured_gb, rel=0.05)
+
+
+def test_the_whole_base_model_counts_at_the_start(setup: MemorySetup) -> None:
+    cached = estimate_memory(setup)
+    assert cached.start > cached.parts["UNet"] + 3 * GB
+    assert estimate_memory(replace(setup, text_is_cached=False)).parts["text encoders"] == pytest.approx(
+        3.27 * GB, rel=0.01
+    )
+
+
+def test_what_fits_is_only_told(setup: MemorySetup) -> None:
+    lines = memory_lines(setup, 64 * GB)
+    assert lines[0].startswith("memory: about 16.") and "64.0 GB are free" in lines[0]
+    assert not any("help" in line for line in lines)
+
+
+def test_what_does_not_fit_comes_with_what_would(setup: MemorySetup) -> None:
+    lines = "\n".join(memory_lines(replace(setup, batch_size=4, text_is_cached=False), 20 * GB))
+    assert "will not fit" in lines
+    for option in (
+        "--gradient_checkpointing:",
+        "_keep=0.5",
+        "--cache_text_encoder_outputs",
+        "batch_size = 1",
+        "384 x 384",
+    ):
+        assert option in lines
+    assert "batch_size = 1: 19." in lines or "batch_size = 1: 20." in lines
+
+
+def test_every_proposal_takes_less(setup: MemorySetup) -> None:
+    proposals = [line for line in memory_lines(setup, 1 * GB) if " less with " in line]
+    assert len(proposals) == 4
+    assert all(float(line.split()[0]) > 0 for line in proposals)
