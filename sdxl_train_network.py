@@ -185,6 +185,8 @@ def show(args: TrainArgs, data: Data) -> bool:
     if goes_on or args.run.dry_run:
         setup = memory_of_run(args, data.device, data.family, data.network_module, data.dataset, data.rng)
         log_memory(setup, available_memory(data.device), always=args.run.dry_run)
+    if args.run.dry_run:
+        logger.info("--dry_run: nothing is trained")
     return goes_on
 
 

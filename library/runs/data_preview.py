@@ -41,6 +41,4 @@ def show_data(
         folder = output_dir / DEBUG_FOLDER
         count = write_samples(first_samples(dataset, total_steps), folder)
         logger.info("--debug_dataset: wrote the first %d samples to %s; nothing is trained", count, folder)
-    if options.dry_run:
-        logger.info("--dry_run: nothing is trained")
     return not (options.dry_run or options.debug_dataset)
