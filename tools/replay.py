@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from library.files.safetensors_utils import SafetensorsFile
-from library.files.whole_file import ensure_writable, write_whole
+from library.files.whole_file import ensure_writable, write_whole_bytes
 from library.settings.flag_groups import ComputeArgs
 from tools.replay_result import Finding
 
@@ -124,11 +124,7 @@ def write_json(path: Path, findings: Sequence[tuple[str, Finding]]) -> None:
         "findings": [finding.as_json(file) for file, finding in findings],
     }
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_whole(path, lambda stream: _write(stream, text))
-
-
-def _write(stream: Any, text: str) -> None:
-    stream.write(text.encode())
+    write_whole_bytes(path, text.encode())
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,10 +11,9 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 from library.files.user_cache import is_settled
-from library.files.whole_file import write_whole
+from library.files.whole_file import write_whole_bytes
 
 INDEX_NAME = ".sdxl_cache_index.json"
 VERSION = 1
@@ -87,12 +86,8 @@ class FolderIndex:
                 for kind, known in (("images", self._images), ("entries", self._entries)):
                     table[kind] = {name: [*stamp, what] for name, (stamp, what) in known.items() if name in there}
                 text = json.dumps(table, sort_keys=True, separators=(",", ":")).encode("ascii")
-                write_whole(self._path, lambda stream: _write(stream, text))
+                write_whole_bytes(self._path, text)
                 self._changed = False
-
-
-def _write(stream: BinaryIO, text: bytes) -> None:
-    stream.write(text)
 
 
 def _stamp(path: Path) -> _Stamp | None:

@@ -4,19 +4,17 @@ One small file per folder of images, in the user's cache folder and not beside t
 and are copied around. An entry counts only while the file's size and both of its times are what they were.
 """
 
-import functools
 import hashlib
 import json
 import logging
 import os
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import __version__ as pillow_version
 
 from library.data.buckets import Size
 from library.files.user_cache import FileState, is_settled, user_cache_folder
-from library.files.whole_file import write_whole
+from library.files.whole_file import write_whole_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -68,10 +66,6 @@ class ImageIndex:
             present = set(os.listdir(self._folder))
             entries = {name: entry for name, entry in self._entries.items() if name in present}
             content = {"checked_by": CHECKED_BY, "folder": self._folder, "images": entries}
-            write_whole(self._path, functools.partial(_write, content))
+            write_whole_bytes(self._path, json.dumps(content, separators=(",", ":")).encode("ascii"))
         except (OSError, ValueError) as error:
             logger.info("which images are whole is not remembered for the next start: %s", error)
-
-
-def _write(content: object, stream: BinaryIO) -> None:
-    stream.write(json.dumps(content, separators=(",", ":")).encode("ascii"))

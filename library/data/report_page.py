@@ -8,7 +8,6 @@ import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 
@@ -18,7 +17,7 @@ from library.data.plan import DatasetPlan, Plan
 from library.data.preview import SeenSample
 from library.data.report_charts import bucket_chart, token_chart
 from library.data.report_style import STYLE
-from library.files.whole_file import write_whole
+from library.files.whole_file import write_whole_bytes
 
 THUMBNAIL = 280
 """Longest side of an embedded picture, in pixels."""
@@ -45,11 +44,7 @@ def write_report(
 ) -> None:
     """Write the page. `length`: lines on how long the run is. Raises ValueError when the file cannot be written."""
     page = report_page(plan, length, groups, samples).encode("utf-8", "backslashreplace")
-
-    def write(stream: BinaryIO) -> None:
-        stream.write(page)
-
-    write_whole(path, write)
+    write_whole_bytes(path, page)
 
 
 def report_page(plan: Plan, length: Sequence[str], groups: Sequence[LintGroup], samples: Iterable[SeenSample]) -> str:

@@ -6,11 +6,10 @@ A base model of 7 GB takes half a minute to hash; it hardly ever changes.
 import json
 import logging
 from pathlib import Path
-from typing import BinaryIO
 
 from library.files.hashes import file_sha256
 from library.files.user_cache import FileState, file_state, is_settled, user_cache_folder
-from library.files.whole_file import write_whole
+from library.files.whole_file import write_whole_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +48,7 @@ def _remember(name: str, state: FileState, digest: str) -> None:
     path = _memory_path()
     entries = {other: entry for other, entry in _read(path).items() if Path(other).is_file()}
     text = json.dumps({**entries, name: [*state, digest]}, indent=0).encode("utf-8")
-
-    def write(stream: BinaryIO) -> None:
-        stream.write(text)
-
     try:
-        write_whole(path, write)
+        write_whole_bytes(path, text)
     except ValueError as error:
         logger.info("the hash of %s is not remembered: %s", name, error)
