@@ -34,10 +34,11 @@ MAX_SCORES = 1 << 24
 _MASKED = -1e9
 """Added to the score of a later token; finite, so that a row never turns into NaN."""
 
-
+# Operations made here and not where they are used: functions such as ops.tril look theirs up in a table, which
+# MindSpore 2.10 cannot compile inside a gradient.
 _ROW_MEAN, _ROW_SUM = ops.ReduceMean(keep_dims=True), ops.ReduceSum(keep_dims=True)
 _MATMUL_NN, _MATMUL_NT = ops.MatMul(), ops.MatMul(transpose_b=True)
-_CONCAT_TOKENS = ops.Concat(2)
+_CONCAT_TOKENS, _TRIL = ops.Concat(2), ops.Tril()
 _BATCH_NN, _BATCH_NT, _BATCH_TN = (
     ops.BatchMatMul(),
     ops.BatchMatMul(transpose_b=True),
@@ -231,7 +232,7 @@ class _Attention(nn.Cell):
         scores = _BATCH_NT(q * _HEAD_SCALE, k).astype(mstype.float32)
         if self.causal:
             tokens = q.shape[2]
-            scores = scores + (1.0 - ops.tril(ops.ones((tokens, tokens), mstype.float32))) * _MASKED
+            scores = scores + (1.0 - _TRIL(ops.ones((tokens, tokens), mstype.float32))) * _MASKED
         return ops.softmax(scores, -1).astype(q.dtype)
 
     def _chunks(self, q, k):  # type: ignore[no-untyped-def]
