@@ -165,7 +165,8 @@ def test_every_key_is_a_field() -> None:
             "[[datasets]] 1: subsets must be a list of tables; write [[datasets.subsets]]",
         ),
         ({"general": 3}, "general must be a table; write [general]"),
-        (subset(metadata_file="m", is_reg=True), "is_reg is only for subsets without metadata_file"),
+        (subset(metadata_file="m", is_reg=True), "is_reg is only for subsets with neither metadata_file nor"),
+        ({"datasets": [{"subset": []}]}, "subset is not a dataset option. Did you mean subsets?"),
         (subset(face_crop_aug_range=[2, 1]), "two numbers of at least 0, the smaller one first"),
         (subset(custom_attributes={"diff_output_preservation": True}), "diff_output_preservation is not built yet"),
         (subset(conditioning_data_dir="c"), "conditioning_data_dir needs --masked_loss on the command line"),
@@ -261,6 +262,7 @@ def test_bucket_limits_are_judged_after_rounding_to_the_steps() -> None:
         ("data.toml", 'image_dir = "C:\\data"', "single quotes"),
         ("data.json", '{"general": {},}', "line 1, column 16"),
         ("data.json", "[]", "must hold a table"),
+        ("data.json", '{"general": {"flip_aug": true, "flip_aug": false}}', "'flip_aug' is there twice"),
         ("data.yaml", "a: 1", "must end in .toml or .json"),
     ],
 )
