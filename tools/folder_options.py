@@ -26,7 +26,7 @@ def found_images(folder: Path, *, recursive: bool) -> ImageTree:
     tree = find_images(folder, recursive=recursive)
     print(f"{len(tree.images)} images in {folder}")
     for path in tree.unreadable:
-        print(f"left out, since the installed Pillow cannot open its format: {path}")
+        print(f"left out, since its format is not read: {path}")
     return tree
 
 

@@ -22,6 +22,8 @@ _ENDINGS = {
     ".avif": "AVIF",
     ".jxl": "JXL",
 }
+_OTHER_ENDINGS = frozenset({".gif", ".heic", ".heif", ".jfif", ".jp2", ".psd", ".tga", ".tif", ".tiff"})
+"""File endings of images in formats that are never read."""
 
 
 def image_endings() -> tuple[str, ...]:
@@ -41,7 +43,7 @@ class FolderListing:
     """Names of all files."""
 
     unreadable: list[str] = field(default_factory=list)
-    """Images of a known format that the installed Pillow cannot open."""
+    """Images in formats that are not read here, by their ending."""
 
 
 def list_folder(folder: Path) -> FolderListing:
@@ -53,7 +55,7 @@ def list_folder(folder: Path) -> FolderListing:
         raise ValueError(f"the folder {str(folder)!r} does not exist (paths are relative to {os.getcwd()!r})")
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file())
+            names = sorted(entry.name for entry in entries if _is_listed(entry))
     except OSError as error:
         raise ValueError(f"the folder {str(folder)!r} cannot be listed: {error.strerror}") from error
     endings = image_endings()
@@ -62,9 +64,17 @@ def list_folder(folder: Path) -> FolderListing:
         ending = os.path.splitext(name)[1].lower()
         if ending in endings:
             listing.images.append(folder / name)
-        elif ending in _ENDINGS:
+        elif ending in _ENDINGS or ending in _OTHER_ENDINGS:
             listing.unreadable.append(name)
     return listing
+
+
+def _is_listed(entry: os.DirEntry[str]) -> bool:
+    """Files, and links that lead nowhere: whoever reads these can tell that they are broken."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:  # a link to itself
+        return True
 
 
 def check_images(paths: Iterable[Path], bad: dict[Path, str], notes: list[str]) -> dict[Path, Size]:

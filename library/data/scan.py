@@ -89,17 +89,17 @@ def _scan_dataset(config: DatasetConfig, findings: Findings) -> list[SubsetScan]
     findings.notes += config.notes
     scan = _scan_metadata if config.kind == "finetuning" else _scan_folder
     scans: list[SubsetScan] = []
-    seen: set[str | None] = set()
+    seen: set[str] = set()
     for subset in config.subsets:
         location = subset.metadata_file if config.kind == "finetuning" else subset.image_dir
         if subset.num_repeats < 1:
             findings.notes.append(
                 f"{subset.source}: left out with all images of {location!r}, since num_repeats is {subset.num_repeats}"
             )
-        elif location in seen:
+        elif (place := os.path.normpath(location or "")) in seen:
             findings.notes.append(f"{subset.source}: left out, since {location!r} is already in this dataset")
         else:
-            seen.add(location)
+            seen.add(place)
             try:
                 found = scan(subset, findings)
                 scans += [] if found is None else [_with_masks(found, findings)]
@@ -117,8 +117,8 @@ def _scan_folder(subset: SubsetConfig, findings: Findings) -> SubsetScan | None:
     listing = list_folder(folder)
     if listing.unreadable:
         findings.notes.append(
-            f"{subset.source}: {len(listing.unreadable)} images in {str(folder)!r} are left out, since the installed "
-            f"Pillow cannot open their format: {some(listing.unreadable)}"
+            f"{subset.source}: {len(listing.unreadable)} images in {str(folder)!r} are left out, since only "
+            f"{', '.join(image_endings())} are read: {some(listing.unreadable)}"
         )
     if not listing.images:
         findings.notes.append(

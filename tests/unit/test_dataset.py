@@ -121,6 +121,28 @@ def test_images_are_found_by_ending_without_case_and_not_in_subfolders(tmp_path)
     assert sorted(key.rsplit("/", 1)[1] for key in keys) == ["a.PNG", "b.JpEg"]
 
 
+def test_images_in_other_formats_are_named(tmp_path, caplog):
+    folder = draw_images(tmp_path / "train", {"a": (64, 64)})
+    for name in ("b.gif", "c.HEIC", "d.tif", "notes.md"):
+        (folder / name).write_bytes(b"anything")
+    with caplog.at_level(logging.WARNING):
+        assert train_data(config(subset(folder))).num_train_images == 1
+    assert "3 images in" in caplog.text and "are read: b.gif, c.HEIC, d.tif" in caplog.text
+
+
+def test_links_that_lead_nowhere_are_broken_images_and_captions(tmp_path):
+    folder = draw_images(tmp_path / "train", {"a": (64, 64), "b": (64, 64)})
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "gone.png").symlink_to("not_there.png")
+    (folder / "a.caption").symlink_to("not_there.caption")
+    (folder / "linked.png").symlink_to("b.png")
+    with pytest.raises(ValueError) as error:
+        train_data(config(subset(folder)))
+    assert str(error.value).count("cannot be read") == 2
+    for words in ("loop.png: the image cannot", "gone.png: the image cannot", "a.caption"):
+        assert words in str(error.value)
+
+
 @pytest.mark.parametrize("with_image_dir", [True, False])
 def test_metadata_keys_as_full_path_relative_path_and_stem(tmp_path, with_image_dir):
     folder = draw_images(tmp_path / "images")
@@ -168,6 +190,21 @@ def test_metadata_as_json_lines(tmp_path):
     assert sorted(text for batch in data.batches(1, 0) for text in batch.captions) == ["picture a", "picture b"]
 
 
+def test_captions_in_json_lines_may_hold_other_line_breaks(tmp_path):
+    folder = draw_images(tmp_path / "images", {"a": (64, 64)})
+    line = json.dumps({"image_path": "a", "caption": "one\u2028two\x85three"}, ensure_ascii=False)
+    (tmp_path / "meta.jsonl").write_text(f"\n{line}\r\n", encoding="utf-8")
+    settings = config(SubsetConfig(metadata_file=str(tmp_path / "meta.jsonl"), image_dir=str(folder)))
+    assert captions_by_name(train_data(settings)) == {"a.png": "one\u2028two\x85three"}
+
+
+@pytest.mark.parametrize("bad", ["{", '{"caption": "x"}', "3"])
+def test_a_bad_json_line_is_told_with_its_number(tmp_path, bad):
+    (tmp_path / "meta.jsonl").write_text('{"image_path": "a"}\n\n' + bad)
+    with pytest.raises(ValueError, match=r"meta.jsonl' is not valid JSON: .*line 3 column"):
+        train_data(config(SubsetConfig(metadata_file=str(tmp_path / "meta.jsonl"))))
+
+
 def test_all_problems_are_told_at_once(tmp_path):
     good = draw_images(tmp_path / "good", dict.fromkeys(("one", "two", "cut", "fake", "latin"), (64, 64)))
     (good / "cut.png").write_bytes((good / "cut.png").read_bytes()[:200])
@@ -204,6 +241,8 @@ def test_all_problems_are_told_at_once(tmp_path):
         ("{", "not valid JSON"),
         ("[1]", "outermost value"),
         ('{"a": 1}', "has to be an object"),
+        ('{"a": {"caption": "x"}, "a": {"caption": "y"}}', "'a' is there twice"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_bad_metadata_files(tmp_path, content, expected):
@@ -243,7 +282,8 @@ def test_what_is_left_out_is_logged(tmp_path, caplog):
     folder = draw_images(tmp_path / "a")
     other = draw_images(tmp_path / "b")
     (tmp_path / "c").mkdir()
-    dropped = (subset(other, num_repeats=0), subset(folder, num_repeats=3), subset(tmp_path / "c"))
+    again = SubsetConfig(image_dir=f"{folder}/", num_repeats=3)
+    dropped = (subset(other, num_repeats=0), again, subset(tmp_path / "c"))
     with caplog.at_level(logging.WARNING):
         data = train_data(config(subset(folder), *dropped), config(source="second", notes=("about a setting",)))
     assert data.num_train_images == 4
