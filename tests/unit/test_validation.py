@@ -104,6 +104,19 @@ def test_a_picture_held_back_in_one_data_set_is_trained_in_none(tmp_path: Path) 
     assert [len(dataset.images) for dataset in made.validation] == [3, 0, 6]
 
 
+def test_a_link_to_a_picture_held_back_is_not_trained(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "train", 8)
+    (tmp_path / "chosen").mkdir()
+    for number in range(8):
+        (tmp_path / "chosen" / f"link{number}.png").symlink_to(folder / f"{number:03}.png")
+    made = data(
+        config(SubsetConfig(image_dir=str(folder))),
+        config(SubsetConfig(image_dir=str(tmp_path / "chosen")), split=0.0),
+    )
+    assert len(held(made)) == 2
+    assert not held(made) & {str(Path(path).resolve()) for path in trained(made)}
+
+
 def test_metadata_files_are_split_too(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "images", 4)
     (tmp_path / "meta.jsonl").write_text("".join(f'{{"image_path": "{n:03}", "caption": "c"}}\n' for n in range(4)))
@@ -115,6 +128,8 @@ def test_nothing_left_to_train_is_an_error(tmp_path: Path) -> None:
     subset = SubsetConfig(image_dir=str(pictures(tmp_path / "train", 3)))
     with pytest.raises(ValueError, match=r"all 3 pictures are held back for validation \(validation_split = 1\)"):
         data(config(subset, split=1.0))
+    with pytest.raises(ValueError, match="second: all 3 pictures are held back for validation .by another data set"):
+        data(config(subset, split=1.0), config(subset, split=0.0, source="second"))
 
 
 def test_broken_pictures_are_found_in_both_parts_and_told_once(tmp_path: Path) -> None:
