@@ -233,6 +233,15 @@ def test_what_is_taken_and_should_be_known_is_noted() -> None:
     assert one(dataset(batch_size=2, network_multiplier=1)["datasets"][0]).notes == ()
 
 
+@pytest.mark.parametrize(
+    ("keys", "noted"),
+    [({}, 1), ({"shuffle_caption": True}, 0), ({"token_warmup_step": 1}, 0), ({"caption_tag_dropout_rate": 0.1}, 0)],
+)
+def test_a_separator_that_stays_in_captions_is_noted(keys: dict[str, Any], noted: int) -> None:
+    (config,) = dataset_configs(subset(**keys), "data.toml", DEFAULTS | {"keep_tokens_separator": "|||"})
+    assert [note.count("stays in captions as text") for note in config.notes] == [1] * noted
+
+
 def test_resolution_must_come_from_somewhere() -> None:
     assert "resolution is missing; give it here, in [general] or as --resolution" in problem(subset(), {})
     assert "missing" not in problem(dataset(resolution="64"), {})
