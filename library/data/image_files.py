@@ -37,7 +37,7 @@ class FolderListing:
     """The plain files of one folder."""
 
     images: list[Path] = field(default_factory=list)
-    """Images by their ending, sorted by name."""
+    """Images by their ending, without hidden files, sorted by name."""
 
     names: frozenset[str] = frozenset()
     """Names of all files."""
@@ -61,6 +61,8 @@ def list_folder(folder: Path) -> FolderListing:
     endings = image_endings()
     listing = FolderListing(names=frozenset(names))
     for name in names:
+        if name.startswith("."):  # hidden, among them the ._a.png that macOS leaves beside a.png; the original too
+            continue
         ending = os.path.splitext(name)[1].lower()
         if ending in endings:
             listing.images.append(folder / name)

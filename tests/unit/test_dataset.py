@@ -116,7 +116,8 @@ def test_images_are_found_by_ending_without_case_and_not_in_subfolders(tmp_path)
     folder = draw_images(tmp_path / "train", {"a": (64, 64)}, ".PNG")
     draw_images(folder, {"b": (64, 64)}, ".JpEg")
     draw_images(folder / "deeper", {"c": (64, 64)})
-    (folder / "notes.md").write_text("no image")
+    for name in ("notes.md", "._a.PNG", ".hidden.png"):
+        (folder / name).write_text("no image")
     keys = [key for batch in train_data(config(subset(folder))).batches(1, 0) for key in batch.keys]
     assert sorted(key.rsplit("/", 1)[1] for key in keys) == ["a.PNG", "b.JpEg"]
 
