@@ -46,10 +46,11 @@ def first_samples(dataset: TrainDataset, max_train_steps: int, count: int = SHOW
 def write_samples(samples: Iterator[SeenSample], folder: Path) -> int:
     """Write every sample as `0000_name.png` with its caption in `0000_name.txt`; returns their number.
 
-    A mask goes to `0000_name.mask.png`.
+    A mask goes to `0000_name.mask.png`. The samples that an earlier run left in the folder are removed.
 
     Raises ValueError when the folder cannot be written to.
     """
+    _remove_samples(folder)
     count = 0
     for sample in samples:
         stem = f"{sample.number:04d}_{os.path.splitext(os.path.basename(sample.path))[0][:NAME_LENGTH]}"
@@ -59,6 +60,15 @@ def write_samples(samples: Iterator[SeenSample], folder: Path) -> int:
         write_whole_path(folder / f"{stem}.txt", functools.partial(_save_text, sample.caption))
         count += 1
     return count
+
+
+def _remove_samples(folder: Path) -> None:
+    for path in folder.glob("[0-9][0-9][0-9][0-9]_*"):
+        if path.suffix in (".png", ".txt"):
+            try:
+                path.unlink()
+            except OSError as error:
+                raise ValueError(f"{path}: cannot be removed: {error.strerror}") from error
 
 
 def _save_picture(picture: Image.Image, path: Path) -> None:

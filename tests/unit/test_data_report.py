@@ -270,6 +270,16 @@ def test_samples_are_what_the_model_gets(messy, tmp_path):
         np.testing.assert_allclose(written / 127.5 - 1, pixels[number], atol=1e-6)
 
 
+def test_samples_of_an_earlier_run_are_removed_and_other_files_kept(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+        picture(0).save(folder / f"{folder.name}.png")
+        write_samples(first_samples(train_data(SubsetConfig(image_dir=str(folder))), 1), tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["0000_second.png", "0000_second.txt", "notes.txt"]
+
+
 def test_pictures_of_all_levels_are_exact():
     levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     model_input = (levels.astype(np.float32) / 255 - 0.5) / 0.5
