@@ -13,9 +13,7 @@ from library.data.image_files import list_folder
 from library.data.loader import ordered_map
 from library.data.plan import Plan, is_enlarged
 from library.data.progress import progress
-
-CAPTION_ENDINGS = (".txt", ".caption")
-"""Endings that caption files usually have."""
+from library.data.scan import CAPTION_ENDINGS
 
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 

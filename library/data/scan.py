@@ -16,8 +16,8 @@ from library.data.metadata_file import KeyResolver, MetadataEntry, read_metadata
 from library.data.prompt_syntax import parse_prompt_attention
 from library.settings.config_util import DatasetConfig, SubsetConfig
 
-CAPTION_ENDINGS = (".txt", ".caption")
-"""Usual endings of caption files."""
+CAPTION_ENDINGS = (".txt", ".caption", ".TXT")
+"""Endings that caption files usually have."""
 MISSING_NAMED = 50
 """Images without a mask that are named; of the rest the number is told."""
 

@@ -311,6 +311,9 @@ def test_caption_files_with_the_other_ending_are_noted(tmp_path):
     (note,) = make(SubsetConfig(image_dir=str(tmp_path / "images"))).plan().notes
     assert "2 images have a .txt file that is not read, since caption_extension is '.caption': a.png, b.png" in note
     assert make(SubsetConfig(image_dir=str(tmp_path / "images"), caption_extension=".txt")).plan().notes == ()
+    (tmp_path / "images" / "a.txt").rename(tmp_path / "images" / "a.TXT")
+    (note,) = make(SubsetConfig(image_dir=str(tmp_path / "images"), caption_extension=".txt")).plan().notes
+    assert "1 images have a .TXT file that is not read" in note
 
 
 def test_metadata_in_another_encoding(tmp_path):
