@@ -345,6 +345,13 @@ def test_an_image_smaller_than_the_resolution_is_enlarged(tmp_path):
         assert batch.size_ids_B6.tolist() == [[30, 40, 8, 0, 64, 64]]
 
 
+def test_a_strip_that_would_take_gigabytes_is_refused_by_name(tmp_path):
+    folder = draw_images(tmp_path / "train", {"thin": (1, 60000), "slim": (4, 400)})
+    with pytest.raises(ValueError, match="1 x 60000 pixels is too thin: it would be enlarged to 64 x 3840000") as error:
+        train_data(config(subset(folder)))
+    assert "thin.png" in str(error.value) and "slim" not in str(error.value)
+
+
 def test_the_seed_decides_everything_random(tmp_path):
     folder = draw_images(tmp_path / "train")
     varied = {"flip_aug": True, "random_crop": True, "shuffle_caption": True, "class_tokens": "a, b, c, d, e"}
