@@ -22,6 +22,7 @@ from library.files.safe_names import safe_relative_name
 from library.settings.config_util import load_dataset_configs
 from tests.unit.hub_server import COMMIT, NAME, hub_with
 from tools import convert_hf_dataset
+from tools.hf_dataset_source import open_source
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -375,6 +376,21 @@ def test_going_on_gives_the_same_files(hf, tmp_path, monkeypatch, capsys, torn):
     toml = found.pop("dataset.toml").replace(b"/out/", b"/whole/")
     assert found | {"dataset.toml": toml} == expected
     assert convert(source, tmp_path / "out") == 0  # nothing is left to do
+    assert bytes_below(tmp_path / "out") == found | {"dataset.toml": toml.replace(b"/whole/", b"/out/")}
+
+
+@pytest.mark.parametrize("form", ["parquet file", "saved"])
+def test_rows_from_anywhere_on(hf, tmp_path, form):
+    """In a parquet file beginnings and ends of row groups are nothing special."""
+    source = tmp_path / "rows.parquet"
+    numbers = hf.Dataset.from_dict({"number": list(range(8))})
+    if form == "saved":
+        numbers.save_to_disk(source)
+    else:
+        numbers.to_parquet(source, batch_size=3)
+    opened = open_source(str(source), None, None, None)
+    for start in range(10):
+        assert [row["number"] for row in opened.rows(start, ["number"])] == list(range(start, 8))
 
 
 def test_killed_and_started_again(hf, tmp_path):
