@@ -32,7 +32,7 @@ def image_endings() -> tuple[str, ...]:
 
 @dataclass
 class FolderListing:
-    """The plain files of one folder."""
+    """The plain files of one folder, and links that lead nowhere."""
 
     images: list[Path] = field(default_factory=list)
     """Images by their ending, sorted by name."""
@@ -53,7 +53,7 @@ def list_folder(folder: Path) -> FolderListing:
         raise ValueError(f"the folder {str(folder)!r} does not exist (paths are relative to {os.getcwd()!r})")
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file())
+            names = sorted(entry.name for entry in entries if _is_file(entry))
     except OSError as error:
         raise ValueError(f"the folder {str(folder)!r} cannot be listed: {error.strerror}") from error
     endings = image_endings()
@@ -65,6 +65,11 @@ def list_folder(folder: Path) -> FolderListing:
         elif ending in _ENDINGS:
             listing.unreadable.append(name)
     return listing
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a plain file, or a link that leads nowhere: whoever reads that learns its name and the reason."""
+    return (entry.is_symlink() and not os.path.exists(entry.path)) or entry.is_file()
 
 
 def check_images(paths: Iterable[Path], bad: dict[Path, str], notes: list[str]) -> dict[Path, Size]:

@@ -436,3 +436,12 @@ def test_metadata_of_the_folder_form(tmp_path):
     assert "ss_datasets" not in entries
     plain = folder_form_metadata(train_data(config(*folders)), accumulation_steps=1)
     assert (plain["ss_bucket_info"], plain["ss_min_bucket_reso"]) == ("null", None)
+
+
+@pytest.mark.parametrize("target", ["nowhere.png", "link.png"])
+def test_a_link_that_leads_nowhere_is_a_broken_image(tmp_path, target):
+    """It is neither passed over in silence, nor does a loop make the whole folder unreadable."""
+    draw_images(tmp_path)
+    (tmp_path / "link.png").symlink_to(target)
+    with pytest.raises(ValueError, match=r"link\.png: the image cannot be read"):
+        train_data(config(subset(tmp_path)))
