@@ -72,7 +72,7 @@ def test_the_tools_fill_what_the_trainer_uses_and_it_trains_the_same(
     shutil.copy(source, foreign)
     log = tool(run, "cache_text_encoder_outputs", tiny, own_data)
     assert "3 of 4 are in the cache, 1 are made now, 1 of them again" in log
-    assert f"{foreign.name}: it was made with another caption" in log
+    assert f"{foreign.name}: it was made from something else (different: caption)" in log
 
     log = train(run, tiny, own_data, tmp_path, *DISK)
     assert log.count("4 of 4 are in the cache, 0 are made now") == 2
