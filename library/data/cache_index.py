@@ -1,7 +1,8 @@
 """What is known of a folder's images and cache files, so that they need not be opened to find out.
 
 The index is a hint: what it says of a file counts only while the file's size and both of its times are those it has
-noted (the time of its entry tells two files that were exchanged). It may be deleted, damaged or overwritten by another process at any time; then files are opened again.
+noted (the time of its entry tells two files that were exchanged). It may be deleted, damaged or overwritten by another
+process at any time; then files are opened again.
 """
 
 import contextlib

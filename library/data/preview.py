@@ -1,5 +1,6 @@
 """The first samples of a run as pictures, exactly as the model is given them."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterator
@@ -46,10 +47,14 @@ def first_samples(dataset: TrainDataset, max_train_steps: int, count: int = SHOW
 def write_samples(samples: Iterator[SeenSample], folder: Path) -> int:
     """Write every sample as `0000_name.png` with its caption in `0000_name.txt`; returns their number.
 
-    A mask goes to `0000_name.mask.png`.
+    A mask goes to `0000_name.mask.png`. Samples that an earlier run wrote there are removed; other files stay.
 
     Raises ValueError when the folder cannot be written to.
     """
+    for number in range(SHOWN):
+        for old in folder.glob(f"{number:04d}_*"):
+            with contextlib.suppress(OSError):
+                old.unlink()
     count = 0
     for sample in samples:
         stem = f"{sample.number:04d}_{os.path.splitext(os.path.basename(sample.path))[0][:NAME_LENGTH]}"

@@ -100,6 +100,18 @@ def test_a_clean_folder_has_no_findings(tmp_path):
     assert found(tmp_path) == {}
 
 
+def test_a_tiny_image_that_is_not_enlarged_is_told(tmp_path):
+    for number, side in enumerate((40, 64)):
+        picture(number, (side, 64)).save(tmp_path / f"{side}.png")
+    data = train_data(
+        SubsetConfig(image_dir=str(tmp_path), class_tokens="x"), resolution=(128, 128), bucket_no_upscale=True
+    )
+    (group,) = lint(data, data.plan())
+    assert group.title == "Tiny images"
+    (found,) = group.findings
+    assert found == (str(tmp_path / "40.png"), "40 x 64 pixels, where the data set's resolution is 128 x 128")
+
+
 def test_captions_under_the_other_ending_are_told(tmp_path):
     picture(0).save(tmp_path / "a.png")
     (tmp_path / "a.caption").write_text("a caption")
@@ -268,6 +280,14 @@ def test_samples_are_what_the_model_gets(messy, tmp_path):
         assert (tmp_path / "out" / f"{stem}.txt").read_text(encoding="utf-8") == captions[number] + "\n"
         written = np.asarray(Image.open(tmp_path / "out" / f"{stem}.png")).transpose(2, 0, 1)
         np.testing.assert_allclose(written / 127.5 - 1, pixels[number], atol=1e-6)
+
+
+def test_samples_of_an_earlier_run_are_not_mixed_in(messy, tmp_path):
+    data, out = train_data(SubsetConfig(image_dir=str(messy))), tmp_path / "out"
+    write_samples(first_samples(data, 10, 9), out)
+    (out / "notes.txt").write_text("the user's own")
+    assert write_samples(first_samples(data, 10, 2), out) == 2
+    assert len(os.listdir(out)) == 2 * 2 + 1
 
 
 def test_pictures_of_all_levels_are_exact():
