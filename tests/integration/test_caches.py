@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from library.files.safetensors_utils import SafetensorsFile
+from library.settings.flag_groups import CacheArgs
 from tests.integration.conftest import Command
+from tools import cache_options
 
 pytestmark = pytest.mark.slow
 
@@ -99,3 +101,16 @@ def test_what_cannot_be_cached_is_refused_before_anything_is_read(
     assert "2 problems with the caches asked for" in done.stderr
     assert "random_crop" in done.stderr
     assert "shuffle_caption" in done.stderr
+
+
+def test_ctrl_c_is_told_in_a_line(
+    tiny: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache_options, "setup_logging", lambda _: None)
+    paths = [f"--pretrained_model_name_or_path={tiny}", f"--dataset_config={data}"]
+    args = cache_options.read_options(paths, "Encode.", CacheArgs(cache_latents=True, cache_latents_to_disk=True))
+    assert cache_options.run_tool(args, work) == cache_options.INTERRUPTED
+    assert "the same command goes on" in capsys.readouterr().err
