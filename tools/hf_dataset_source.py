@@ -49,8 +49,12 @@ class Source:
 
     @property
     def image_columns(self) -> list[str]:
-        """Columns whose type says that they hold pictures."""
-        return [name for name, kind in self.data.features.items() if type(kind).__name__ == "Image"]
+        """Columns whose type says that they hold pictures; other libraries write it as the struct that it is."""
+        return [
+            name
+            for name, kind in self.data.features.items()
+            if type(kind).__name__ == "Image" or (isinstance(kind, Mapping) and set(kind) == {"bytes", "path"})
+        ]
 
     def class_names(self, column: str) -> list[str] | None:
         """The names of a column of class labels, else None."""

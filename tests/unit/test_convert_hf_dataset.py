@@ -137,6 +137,15 @@ def test_columns(hf, tmp_path):
     assert set(metadata(tmp_path / "bare")["p1.x.jpg"]) == {"image_size"}
 
 
+def test_a_parquet_file_that_another_library_wrote(hf, tmp_path):
+    """It does not say which column holds images; the struct of bytes and path does."""
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"picture": [{"bytes": picture(n), "path": None} for n in range(3)], "text": ["a", "b", "c"]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+    assert convert(tmp_path / "a.parquet", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "images" / "00000002.webp").read_bytes() == picture(2)
+
+
 def test_several_captions_of_an_image_become_lines(hf, tmp_path):
     source = tmp_path / "a.parquet"
     data_set(hf).to_parquet(source)
@@ -391,6 +400,14 @@ def test_rows_from_anywhere_on(hf, tmp_path, form):
     opened = open_source(str(source), None, None, None)
     for start in range(10):
         assert [row["number"] for row in opened.rows(start, ["number"])] == list(range(start, 8))
+
+
+def test_two_imports_into_one_folder(tmp_path):
+    first = ImportFolder(tmp_path, {}, "png")
+    with pytest.raises(ValueError, match="another import is writing there"):
+        ImportFolder(tmp_path, {}, "png")
+    del first
+    ImportFolder(tmp_path, {}, "png")
 
 
 def test_killed_and_started_again(hf, tmp_path):
