@@ -34,7 +34,7 @@ def image_endings() -> tuple[str, ...]:
 
 @dataclass
 class FolderListing:
-    """The plain files of one folder."""
+    """The plain files of one folder, and links that lead nowhere."""
 
     images: list[Path] = field(default_factory=list)
     """Images by their ending, without hidden files, sorted by name."""
@@ -55,7 +55,7 @@ def list_folder(folder: Path) -> FolderListing:
         raise ValueError(f"the folder {str(folder)!r} does not exist (paths are relative to {os.getcwd()!r})")
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if _is_listed(entry))
+            names = sorted(entry.name for entry in entries if _is_file(entry))
     except OSError as error:
         raise ValueError(f"the folder {str(folder)!r} cannot be listed: {error.strerror}") from error
     endings = image_endings()
@@ -71,12 +71,9 @@ def list_folder(folder: Path) -> FolderListing:
     return listing
 
 
-def _is_listed(entry: os.DirEntry[str]) -> bool:
-    """Files, and links that lead nowhere: whoever reads these can tell that they are broken."""
-    try:
-        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
-    except OSError:  # a link to itself
-        return True
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a plain file, or a link that leads nowhere: whoever reads that learns its name and the reason."""
+    return (entry.is_symlink() and not os.path.exists(entry.path)) or entry.is_file()
 
 
 def check_images(paths: Iterable[Path], bad: dict[Path, str], notes: list[str]) -> dict[Path, Size]:

@@ -100,6 +100,18 @@ def test_a_clean_folder_has_no_findings(tmp_path):
     assert found(tmp_path) == {}
 
 
+def test_a_tiny_image_that_is_not_enlarged_is_told(tmp_path):
+    for number, side in enumerate((40, 64)):
+        picture(number, (side, 64)).save(tmp_path / f"{side}.png")
+    data = train_data(
+        SubsetConfig(image_dir=str(tmp_path), class_tokens="x"), resolution=(128, 128), bucket_no_upscale=True
+    )
+    (group,) = lint(data, data.plan())
+    assert group.title == "Tiny images"
+    (found,) = group.findings
+    assert found == (str(tmp_path / "40.png"), "40 x 64 pixels, where the data set's resolution is 128 x 128")
+
+
 def test_captions_under_the_other_ending_are_told(tmp_path):
     picture(0).save(tmp_path / "a.png")
     (tmp_path / "a.caption").write_text("a caption")
