@@ -12,6 +12,7 @@ from library.data.buckets import BucketSelector, Placement, Size, batch_list, ro
 from library.data.image_util import MAX_PIXELS
 from library.data.scan import Findings, SubsetScan, some
 from library.settings.config_util import BUCKET_STEPS_MULTIPLE, DatasetConfig, SubsetConfig
+from library.settings.counted import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +172,8 @@ def _note_unused_face_range(
             else ("their names do not end in _centerx_centery_width_height, or they are smaller than the resolution")
         )
         findings.notes.append(
-            f"{scan.config.source}: face_crop_aug_range has no effect on {len(without)} images, since {why}: "
-            f"{some(without)}"
+            f"{scan.config.source}: face_crop_aug_range has no effect on {counted(len(without), 'image')}, since "
+            f"{why}: {some(without)}"
         )
 
 
@@ -225,7 +226,7 @@ def _repeats(scans: Sequence[SubsetScan], findings: Findings, config: DatasetCon
     unused = reg_repeats.count(0)
     if unused and wanted:
         findings.notes.append(
-            f"{config.source}: {unused} of {len(given)} regularisation images are not used, since the training "
+            f"{config.source}: {unused} of {counted(len(given), 'regularisation image')} not used, since the training "
             f"images (with repeats) are only {wanted}"
         )
     rest = iter(reg_repeats)

@@ -15,6 +15,7 @@ from library.data.masks import MaskFolder
 from library.data.metadata_file import KeyResolver, MetadataEntry, read_metadata
 from library.data.prompt_syntax import parse_prompt_attention
 from library.settings.config_util import DatasetConfig, SubsetConfig
+from library.settings.counted import counted
 
 CAPTION_ENDINGS = (".txt", ".caption", ".TXT")
 """Endings that caption files usually have."""
@@ -117,7 +118,7 @@ def _scan_folder(subset: SubsetConfig, findings: Findings) -> SubsetScan | None:
     listing = list_folder(folder)
     if listing.unreadable:
         findings.notes.append(
-            f"{subset.source}: {len(listing.unreadable)} images in {str(folder)!r} are left out, since only "
+            f"{subset.source}: {counted(len(listing.unreadable), 'image')} in {str(folder)!r} left out, since only "
             f"{', '.join(image_endings())} are read: {some(listing.unreadable)}"
         )
     if not listing.images:
@@ -159,8 +160,8 @@ def _note_other_endings(scan: SubsetScan, names: frozenset[str], findings: Findi
         missed = [name for name in missed if Path(name).stem + asked not in names]
         if missed:
             findings.notes.append(
-                f"{scan.config.source}: {len(missed)} images have a {ending} file that is not read, since "
-                f"caption_extension is {asked!r}: {some(missed)}"
+                f"{scan.config.source}: {counted(len(missed), 'image has', 'images have')} a {ending} file that is "
+                f"not read, since caption_extension is {asked!r}: {some(missed)}"
             )
 
 
@@ -188,8 +189,8 @@ def _scan_metadata(subset: SubsetConfig, findings: Findings) -> SubsetScan | Non
     unnamed = [path.name for path in listed if path not in found]
     if unnamed:
         findings.notes.append(
-            f"{subset.source}: {len(unnamed)} images of {str(image_dir)!r} are not in {metadata_file.name} and are not "
-            f"trained: {some(unnamed)}"
+            f"{subset.source}: {counted(len(unnamed), 'image')} of {str(image_dir)!r} not in {metadata_file.name} and "
+            f"not trained: {some(unnamed)}"
         )
     return scan
 
@@ -212,13 +213,14 @@ def _with_masks(scan: SubsetScan, findings: Findings) -> SubsetScan:
         scan.images[number] = replace(image, mask=mask)
     if missing:
         findings.problems.append(
-            f"{subset.source}: {len(missing)} images have no mask in {subset.conditioning_data_dir!r} (an image of the "
-            f"same name, with any ending): {some(missing, MISSING_NAMED)}"
+            f"{subset.source}: {counted(len(missing), 'image has', 'images have')} no mask in "
+            f"{subset.conditioning_data_dir!r} (an image of the same name, with any ending): "
+            f"{some(missing, MISSING_NAMED)}"
         )
     unused = folder.without_image([image.path for image in scan.images])
     if unused:
         findings.notes.append(
-            f"{subset.source}: {len(unused)} masks of {subset.conditioning_data_dir!r} belong to no image: "
+            f"{subset.source}: {counted(len(unused), 'mask')} of {subset.conditioning_data_dir!r} without an image: "
             f"{some(unused)}"
         )
     if subset.alpha_mask:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from library.data.scan import CaptionedImage, Findings, SubsetScan
 from library.settings.config_util import DatasetConfig
+from library.settings.counted import counted
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,11 @@ def _tell(config: DatasetConfig, before: Sequence[SubsetScan], after: Sequence[S
     if total and not left:
         whose = f"validation_split = {config.validation_split:g}" if config.validation_split else "by another data set"
         findings.problems.append(
-            f"{config.source}: all {total} pictures are held back for validation ({whose}) and none is left to train; "
-            "lower validation_split"
+            f"{config.source}: {counted(total, 'picture is', 'pictures are')} held back for validation ({whose}) and "
+            "none is left to train; lower validation_split"
         )
     elif config.validation_split > 0 or left < total:
         findings.notes.append(
-            f"{config.source}: {total - left} of {total} pictures are held back for validation (validation_split) and "
-            "left out of training; no loss is computed on them yet"
+            f"{config.source}: {total - left} of {counted(total, 'picture')} held back for validation "
+            "(validation_split) and left out of training; no loss is computed on them yet"
         )

@@ -9,6 +9,7 @@ from library.data.lint import lint
 from library.data.plan_text import plan_lines
 from library.data.preview import first_samples, write_samples
 from library.data.report_page import write_report
+from library.settings.counted import counted
 from library.settings.flag_groups import RunArgs
 
 logger = logging.getLogger(__name__)
@@ -40,5 +41,5 @@ def show_data(
     if options.debug_dataset:
         folder = output_dir / DEBUG_FOLDER
         count = write_samples(first_samples(dataset, total_steps), folder)
-        logger.info("--debug_dataset: wrote the first %d samples to %s; nothing is trained", count, folder)
+        logger.info("--debug_dataset: wrote the first %s to %s; nothing is trained", counted(count, "sample"), folder)
     return not (options.dry_run or options.debug_dataset)

@@ -68,16 +68,16 @@ def test_the_tools_fill_what_the_trainer_uses_and_it_trains_the_same(
     damaged, *_ = sorted(images.glob("*_sdxl.npz"))
     damaged.write_bytes(damaged.read_bytes()[:-100])
     log = tool(run, "cache_latents", tiny, own_data)
-    assert "3 of 4 are in the cache, 1 are made now, 1 of them again" in log
+    assert "3 of 4 in the cache, 1 is made now, 1 of them again" in log
     assert f"{damaged.name}: cannot be read" in log
     source, foreign, *_ = sorted(images.glob("*_te_outputs.npz"))
     shutil.copy(source, foreign)
     log = tool(run, "cache_text_encoder_outputs", tiny, own_data)
-    assert "3 of 4 are in the cache, 1 are made now, 1 of them again" in log
+    assert "3 of 4 in the cache, 1 is made now, 1 of them again" in log
     assert f"{foreign.name}: it was made from something else (different: caption)" in log
 
     log = train(run, tiny, own_data, tmp_path, *DISK)
-    assert log.count("4 of 4 are in the cache, 0 are made now") == 2
+    assert log.count("4 of 4 in the cache, 0 are made now") == 2
     assert tensors(tmp_path) == online, "bit for bit"
 
 

@@ -167,7 +167,7 @@ def test_metadata_keys_as_full_path_relative_path_and_stem(tmp_path, with_image_
         "deep.dot.png": "stem in a folder",
     }
     notes = " ".join(data.plan().notes)
-    assert ("1 images" in notes and "big.png" in notes) == with_image_dir
+    assert ("1 image of" in notes and "big.png" in notes) == with_image_dir
     assert dataset_metadata(data)["ss_tag_frequency"] == {"meta.json": {"x": 1, "y": 1, "only": 1, "tags": 1}}
 
 
@@ -440,6 +440,12 @@ def test_plan(tmp_path):
         "wide.png (80",
     ):
         assert expected in text
+
+
+def test_the_plan_of_one_image_is_in_the_singular(tmp_path):
+    data = train_data(config(subset(draw_images(tmp_path / "cat", {"a": (64, 64)}))))
+    text = "\n".join(plan_lines(data.plan()))
+    assert "1 batch per epoch" in text and "1 image has no caption" in text
 
 
 def test_metadata_for_the_saved_file(tmp_path):

@@ -17,7 +17,7 @@ def test_a_log_line_stands_on_a_line_of_its_own_beside_a_bar(
     monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
     setup_logging(RunArgs(console_log_simple=True))
     with tqdm(total=2, desc="latents"):
-        logging.getLogger("test").info("0 of 2 are in the cache")
+        logging.getLogger("test").info("0 of 2 in the cache")
     lines = re.split(r"[\r\n]+", capsys.readouterr().err)
-    assert "0 of 2 are in the cache" in lines
-    assert lines.index("0 of 2 are in the cache") < max(n for n, line in enumerate(lines) if "0/2" in line), "shown on"
+    assert "0 of 2 in the cache" in lines
+    assert lines.index("0 of 2 in the cache") < max(n for n, line in enumerate(lines) if "0/2" in line), "shown on"
