@@ -21,6 +21,8 @@ CAPTION_ENDINGS = (".txt", ".caption", ".TXT")
 """Endings that caption files usually have."""
 MISSING_NAMED = 50
 """Images without a mask that are named; of the rest the number is told."""
+MAX_SAMPLES = 10_000_000
+"""Samples of one epoch at most; the order of so many takes 3.6 GB and two minutes where batches are of one."""
 
 
 @dataclass
@@ -236,6 +238,19 @@ def _resolved(
             yield resolver.find(entry.key), entry
         except ValueError as error:
             findings.problems.append(f"{subset.source}: {subset.metadata_file}: {error}")
+
+
+def epoch_problems(scans: Sequence[SubsetScan]) -> list[str]:
+    """What to do about an epoch of more than MAX_SAMPLES, whose list would not fit into memory."""
+    samples = [len(scan.images) * scan.config.num_repeats for scan in scans]
+    if sum(samples) <= MAX_SAMPLES:
+        return []
+    most = scans[samples.index(max(samples))]
+    return [
+        f"one epoch would have {sum(samples):,} samples, at most {MAX_SAMPLES:,} are possible. Most are of "
+        f"{most.config.source}, {counted(len(most.images), 'image')} with num_repeats = {most.config.num_repeats}: "
+        "lower it, and train longer with --max_train_epochs"
+    ]
 
 
 def weight_problems(scans: Sequence[SubsetScan]) -> list[str]:

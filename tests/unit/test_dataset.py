@@ -236,6 +236,20 @@ def test_all_problems_are_told_at_once(tmp_path):
     assert "one.png" not in text and "two.png" not in text
 
 
+@pytest.mark.parametrize("is_reg", [False, True])
+def test_an_epoch_that_fits_no_memory_is_refused(tmp_path, is_reg):
+    train, other = draw_images(tmp_path / "train", {"a": (64, 64)}), draw_images(tmp_path / "other")
+    long = subset(other, num_repeats=1_000_000_000_000, is_reg=is_reg)
+    with pytest.raises(ValueError) as error:
+        train_data(config(subset(train), long), config(subset(tmp_path / "gone")))
+    for words in (
+        "one epoch would have 4,000,000,000,001 samples, at most 10,000,000 are possible",
+        "[[subsets]] other, 4 images with num_repeats = 1000000000000: lower it",
+        "gone' does not exist",
+    ):
+        assert words in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
