@@ -43,6 +43,22 @@ def first_samples(dataset: TrainDataset, max_train_steps: int, count: int = SHOW
         yield SeenSample(number, path, picture, mask, caption)
 
 
+def check_place(folder: Path, dataset: TrainDataset) -> None:
+    """Raise ValueError where samples in `folder` would come among images that are trained, or replace them."""
+    subsets = (subset for part in dataset.datasets for subset in part.config.subsets)
+    named = {path for subset in subsets for path in (subset.image_dir, subset.conditioning_data_dir) if path}
+    files = {path for image in dataset.images for path in (image.path, image.mask) if path}
+    lying = {os.path.dirname(path) for file in files for path in (file, os.path.realpath(file))}
+    place = Path(os.path.realpath(folder))
+    for trained in sorted(named | lying):
+        other = Path(os.path.realpath(trained))
+        if place.is_relative_to(other) or other.is_relative_to(place):
+            raise ValueError(
+                f"--debug_dataset: samples would go to {str(folder)!r}, and images are trained from {trained!r}; "
+                "choose an --output_dir that is neither in nor around the data"
+            )
+
+
 def write_samples(samples: Iterator[SeenSample], folder: Path) -> int:
     """Write every sample as `0000_name.png` with its caption in `0000_name.txt`; returns their number.
 

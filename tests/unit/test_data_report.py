@@ -20,7 +20,9 @@ from library.data.report_charts import token_chart
 from library.data.report_page import report_page, write_report
 from library.data.run_rng import RunRng
 from library.data.tokenizer import sdxl_tokenizers
+from library.runs.data_preview import show_data
 from library.settings.config_util import DatasetConfig, SubsetConfig
+from library.settings.flag_groups import RunArgs
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
 
@@ -290,6 +292,30 @@ def test_samples_of_an_earlier_run_are_removed_and_other_files_kept(tmp_path):
         picture(0).save(folder / f"{folder.name}.png")
         write_samples(first_samples(train_data(SubsetConfig(image_dir=str(folder))), 1), tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == ["0000_second.png", "0000_second.txt", "notes.txt"]
+
+
+@pytest.mark.parametrize("images", ["debug_dataset", ".", "debug_dataset/deeper", "link", "link to each"])
+def test_samples_never_come_among_the_data(tmp_path, images):
+    """The images have names as samples have, and would be removed as those of an earlier run."""
+    out = tmp_path / "out"
+    folder = out / (images if not images.startswith("link") else "debug_dataset")
+    folder.mkdir(parents=True)
+    image = folder / "0000_a.png"
+    picture(0).save(image)
+    trained = folder
+    if images == "link":
+        trained = tmp_path / "link"
+        trained.symlink_to(folder)
+    elif images == "link to each":
+        trained = tmp_path / "links"
+        trained.mkdir()
+        (trained / "b.png").symlink_to(image)
+    data = train_data(SubsetConfig(image_dir=str(trained)))
+    with pytest.raises(ValueError, match="--debug_dataset: samples would go to .* images are trained from"):
+        show_data(data, [], 1, RunArgs(debug_dataset=True), out)
+    assert image.exists()
+    assert not show_data(data, [], 1, RunArgs(debug_dataset=True), tmp_path / "elsewhere")
+    assert show_data(data, [], 1, RunArgs(), out)
 
 
 def test_pictures_of_all_levels_are_exact():
