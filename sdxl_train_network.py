@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from library.settings.arguments import TrainArgs, parse_train_args
+from library.settings.counted import counted
 from library.settings.log_setup import setup_logging
 
 if TYPE_CHECKING:  # imported late, so that --help and a wrong flag answer at once
@@ -88,7 +89,7 @@ def train(run: Run) -> Path:
         run.saver.save_if_epoch_due(Progress(epoch, done, length.total_steps, length.total_epochs))
     bar.close()
     last = run.saver.save_last(Progress(length.total_epochs, done, length.total_steps, length.total_epochs))
-    logger.info("%d steps done, average loss %.4f, saved %s", done, average.value, last)
+    logger.info("%s done, average loss %.4f, saved %s", counted(done, "step"), average.value, last)
     return last
 
 

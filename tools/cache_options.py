@@ -20,6 +20,9 @@ logger = logging.getLogger("cache")
 # Text outputs are those of untrained text encoders, so a training run's command line may lack this flag here.
 ALWAYS = ("--network_train_unet_only",)
 
+INTERRUPTED = 130
+"""Exit status of a program that Ctrl-C ended, as shells have it."""
+
 Work = Callable[[TrainArgs, TrainDataset, Device], None]
 
 
@@ -56,4 +59,7 @@ def run_tool(args: TrainArgs, work: Work) -> int:
         logger.debug("where it came from", exc_info=True)
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: what was made stays, the same command goes on\n")
+        return INTERRUPTED
     return 0

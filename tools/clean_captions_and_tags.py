@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from library.data.caption_cleaning import clean_caption, clean_tags, tags_behind_rating
 from library.data.metadata_table import Table, check_table_name, load_table, save_table
+from library.settings.counted import counted
 from library.settings.problems import raise_if_any
 from tools.folder_options import exit_status
 
@@ -54,7 +55,10 @@ def clean_table(table: Table, *, debug: bool) -> None:
         if name == "tags" and (lost := tags_behind_rating(before)):
             print(f"{key}: what stands behind the rating was dropped with it: {lost}")
     for name, count in changed.items():
-        print(f"{name}: {sum(n == name for _, n, _ in texts)} of {len(table)} entries have them, {count} changed")
+        print(
+            f"{name}: {sum(n == name for _, n, _ in texts)} of {counted(len(table), 'entry', 'entries')} with them, "
+            f"{count} changed"
+        )
 
 
 def clean_file(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from library.data.dataset_import import IMAGE_FORMATS, KEEP, ImportedRow, ImportFolder
+from library.settings.counted import counted
 from library.settings.problems import raise_if_any
 from tools.folder_options import exit_status
 from tools.hf_dataset_source import Source, choose_columns, open_source, value_at
@@ -140,7 +141,7 @@ def convert(args: argparse.Namespace) -> None:
 def report(target: ImportFolder, config: Path, columns: Mapping[str, str]) -> None:
     """Say what was imported. Raises ValueError naming the rows that were left out."""
     rows = [row for row in target.rows if row.key]
-    print(f"{len(rows)} images; the TOML to train with is {config}")
+    print(f"{counted(len(rows), 'image')}; the TOML to train with is {config}")
     if "caption" in columns or "tags" in columns:
         empty = sum(not row.caption and not row.tags for row in rows)
         if empty:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from library.data.image_tree import ImageTree, find_images
+from library.settings.counted import counted
 
 
 def add_folder_options(parser: argparse.ArgumentParser, caption_extension: str) -> None:
@@ -24,9 +25,9 @@ def add_folder_options(parser: argparse.ArgumentParser, caption_extension: str) 
 def found_images(folder: Path, *, recursive: bool) -> ImageTree:
     """The images of a folder, with a line that says how many. Raises ValueError when there are none."""
     tree = find_images(folder, recursive=recursive)
-    print(f"{len(tree.images)} images in {folder}")
+    print(f"{counted(len(tree.images), 'image')} in {folder}")
     for path in tree.unreadable:
-        print(f"left out, since the installed Pillow cannot open its format: {path}")
+        print(f"left out, since its format is not read: {path}")
     return tree
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -48,8 +49,12 @@ class Source:
 
     @property
     def image_columns(self) -> list[str]:
-        """Columns whose type says that they hold pictures."""
-        return [name for name, kind in self.data.features.items() if type(kind).__name__ == "Image"]
+        """Columns whose type says that they hold pictures; other libraries write it as the struct that it is."""
+        return [
+            name
+            for name, kind in self.data.features.items()
+            if type(kind).__name__ == "Image" or (isinstance(kind, Mapping) and set(kind) == {"bytes", "path"})
+        ]
 
     def class_names(self, column: str) -> list[str] | None:
         """The names of a column of class labels, else None."""
@@ -64,7 +69,8 @@ class Source:
             if name in columns:
                 data = data.cast_column(name, datasets.Image(decode=False))
         with _reading(self.name):
-            yield from data.skip(start)
+            # Not data.skip(start): of parquet files with several row groups it gives other rows (datasets 4.8).
+            yield from islice(data, start, None)
 
 
 def import_datasets() -> Any:
@@ -156,7 +162,7 @@ def choose_columns(source: Source, asked: Mapping[str, str | None], *, captions:
     A column may be named with a path into it, ``json.caption``. Raises ValueError listing the columns there are.
     """
     problems = [
-        f"there is no column {column!r} for --{use}_column.{did_you_mean(column, source.columns)}"
+        f"there is no column {column!r} for --{use}_column.{did_you_mean(column, source.columns)}".removesuffix(".")
         for use, column in asked.items()
         if column is not None and not _has_column(source, column)
     ]

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from library.data.metadata_merge import merge_text_files
 from library.data.metadata_table import check_table_name, load_table, save_table
+from library.settings.counted import counted
 from tools.folder_options import add_folder_options, exit_status, found_images
 
 
@@ -43,8 +44,8 @@ def merge(args: argparse.Namespace, field: str) -> None:
     save_table(args.out_json, table)
     empty = sum(not table[key][field] for key in result.keys)
     print(
-        f"{args.out_json}: {len(table)} entries, {result.new} of them new; {field} of {len(result.keys)} set "
-        f"({result.overwritten} had another, {empty} are empty)"
+        f"{args.out_json}: {counted(len(table), 'entry', 'entries')}, {result.new} of them new; {field} of "
+        f"{len(result.keys)} set ({result.overwritten} had another, {empty} are empty)"
     )
 
 

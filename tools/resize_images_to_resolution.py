@@ -19,6 +19,7 @@ from library.data.image_tree import same_names
 from library.data.image_util import INTERPOLATIONS, load_rgb
 from library.data.resize_to_area import fit_within, parse_resolutions
 from library.files.whole_file import ensure_writable, write_whole_path
+from library.settings.counted import counted
 from library.settings.problems import raise_if_any
 from tools.folder_options import exit_status, found_images
 
@@ -105,7 +106,8 @@ def resize_folder(args: argparse.Namespace) -> None:
     stems = {image.stem for image in images} if args.copy_associated_files else set()
     to_copy = list(copies(args.src_img_folder, sorted(names), stems, list(areas)))
     problems += [text for source, name in to_copy if (text := copy_file(source, args.dst_img_folder / name))]
-    print(f"{args.dst_img_folder}: {done} images in {', '.join(areas)}, {len(to_copy)} other files copied")
+    made, copied = counted(done, "image"), counted(len(to_copy), "other file")
+    print(f"{args.dst_img_folder}: {made} in {', '.join(areas)}, {copied} copied")
     raise_if_any(problems, f"the files of {args.src_img_folder}; all others were written")
 
 

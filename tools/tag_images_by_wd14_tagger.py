@@ -34,6 +34,7 @@ from library.data.tagger_tags import (
     unknown_tags,
 )
 from library.files.whole_file import write_whole_bytes
+from library.settings.counted import counted
 from library.settings.problems import raise_if_any
 from tools.folder_options import add_folder_options, exit_status, found_images
 from tools.wd14_model import Tagger, find_model
@@ -231,7 +232,7 @@ def report(written: Written, count: int, args: argparse.Namespace) -> None:
     if args.frequency_tags:
         print("\n".join(f"{tag}: {number}" for tag, number in written.counts.most_common()))
     where = args.output_path or f"{args.caption_extension} files ({written.overwritten} had other text before)"
-    print(f"tags of {count - len(written.problems)} images written to {where}")
+    print(f"tags of {counted(count - len(written.problems), 'image')} written to {where}")
     raise_if_any(written.problems, f"the images of {args.train_data_dir}; all others were tagged")
 
 

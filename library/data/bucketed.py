@@ -9,8 +9,10 @@ import numpy as np
 
 from library.data.augment import Face, face_in_name
 from library.data.buckets import BucketSelector, Placement, Size, batch_list, round_limits
+from library.data.image_util import MAX_PIXELS
 from library.data.scan import Findings, SubsetScan, some
 from library.settings.config_util import BUCKET_STEPS_MULTIPLE, DatasetConfig, SubsetConfig
+from library.settings.counted import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ def build_bucketed(
             face = _face(config, scan.config, image.path, size)
             try:
                 placement, told = _place(config, scan.config, selector, size, face)
+                _check_enlarged(size, placement.resized)
             except ValueError as error:
                 findings.problems.append(f"{image.path}: {error}")
                 continue
@@ -169,8 +172,8 @@ def _note_unused_face_range(
             else ("their names do not end in _centerx_centery_width_height, or they are smaller than the resolution")
         )
         findings.notes.append(
-            f"{scan.config.source}: face_crop_aug_range has no effect on {len(without)} images, since {why}: "
-            f"{some(without)}"
+            f"{scan.config.source}: face_crop_aug_range has no effect on {counted(len(without), 'image')}, since "
+            f"{why}: {some(without)}"
         )
 
 
@@ -190,6 +193,15 @@ def _place(
     if subset.random_crop and not config.enable_bucket and covers:
         return Placement(target, size, target[0] / target[1] - size[0] / size[1]), target
     return selector.select(size), size
+
+
+def _check_enlarged(size: Size, resized: Size) -> None:
+    """Raise ValueError for a strip a pixel wide, whose enlargement would take gigabytes to cut a bucket from."""
+    if resized[0] * resized[1] > max(MAX_PIXELS, size[0] * size[1]):
+        raise ValueError(
+            f"the image of {size[0]} x {size[1]} pixels is too thin: it would be enlarged to {resized[0]} x "
+            f"{resized[1]} pixels to fill its bucket; leave it out"
+        )
 
 
 def _buckets(images: Sequence[PlacedImage], sample_image: np.ndarray) -> tuple[Bucket, ...]:
@@ -214,7 +226,7 @@ def _repeats(scans: Sequence[SubsetScan], findings: Findings, config: DatasetCon
     unused = reg_repeats.count(0)
     if unused and wanted:
         findings.notes.append(
-            f"{config.source}: {unused} of {len(given)} regularisation images are not used, since the training "
+            f"{config.source}: {unused} of {counted(len(given), 'regularisation image')} not used, since the training "
             f"images (with repeats) are only {wanted}"
         )
     rest = iter(reg_repeats)

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from library.data.cache_store import Item, Store
 from library.data.loader import AHEAD, ordered_map
+from library.settings.counted import counted
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,9 @@ def fill(items: Sequence[Item], store: Store[Item, Entry], filling: Filling[Item
             store.save()
     else:
         raise ValueError(
-            f"{filling.what}: {len(found.items)} cache files were changed by another program while they were made, the "
-            f"first is {found.items[0].file}; see what else is writing there, and start again"
+            f"{filling.what}: {counted(len(found.items), 'cache file was', 'cache files were')} changed by another "
+            f"program while being made, the first is {found.items[0].file}; see what else is writing there, and "
+            "start again"
         )
     store.save()
     return made
@@ -114,8 +116,9 @@ def _batches(items: Sequence[Item], filling: Filling[Item, Loaded, Entry]) -> li
 
 def _say(what: str, total: int, missing: int, refused: Sequence[str]) -> None:
     again = f", {len(refused)} of them again" if refused else ""
-    logger.info("%s: %d of %d are in the cache, %d are made now%s", what, total - missing, total, missing, again)
+    made = counted(missing, "is made", "are made")
+    logger.info("%s: %d of %d in the cache, %s now%s", what, total - missing, total, made, again)
     for reason in refused[:NAMED]:
         logger.warning("%s: not used: %s", what, reason)
     if len(refused) > NAMED:
-        logger.warning("%s: %d more are not used", what, len(refused) - NAMED)
+        logger.warning("%s: %s not used", what, counted(len(refused) - NAMED, "more is", "more are"))

@@ -1,7 +1,8 @@
 """What is known of a folder's images and cache files, so that they need not be opened to find out.
 
-The index is a hint: what it says of a file counts only while the file's size and modification time are those it has
-noted. It may be deleted, damaged or overwritten by another process at any time; then files are opened again.
+The index is a hint: what it says of a file counts only while the file's size and both of its times are those it has
+noted (the time of its entry tells two files that were exchanged). It may be deleted, damaged or overwritten by another
+process at any time; then files are opened again.
 """
 
 import contextlib
@@ -12,13 +13,11 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from library.files.user_cache import is_settled
+from library.files.user_cache import FileState, file_state, is_settled
 from library.files.whole_file import write_whole_bytes
 
 INDEX_NAME = ".sdxl_cache_index.json"
-VERSION = 1
-_Stamp = tuple[int, int]
-"""Size in bytes and modification time in nanoseconds."""
+VERSION = 2
 
 
 def file_digest(path: Path) -> str:
@@ -42,32 +41,32 @@ class FolderIndex:
 
     def image_digest(self, image: Path) -> str:
         """`file_digest` of an image, without opening it where the index knows it."""
-        stamp = _stamp(image)
+        state = _state(image)
         known = self._images.get(image.name)
-        if stamp is not None and known is not None and known[0] == stamp:
+        if state is not None and known is not None and known[0] == state:
             return known[1]
         digest = file_digest(image)
-        if stamp is not None and is_settled((*stamp, stamp[1])):
+        if state is not None and is_settled(state):
             with self._lock:
-                self._images[image.name] = (stamp, digest)
+                self._images[image.name] = (state, digest)
                 self._changed = True
         return digest
 
     def good_entries(self, file: Path) -> Mapping[str, str]:
         """Entries of a cache file that were found good and what they were made from, if it is still the same file."""
-        stamp = _stamp(file)
+        state = _state(file)
         known = self._entries.get(file.name)
-        return known[1] if stamp is not None and known is not None and known[0] == stamp else {}
+        return known[1] if state is not None and known is not None and known[0] == state else {}
 
     def note_good(self, file: Path, entry: str, made_from: str) -> None:
         """Note that an entry was found good; `made_from` is a digest of what it was made from."""
-        stamp = _stamp(file)
-        if stamp is None:
+        state = _state(file)
+        if state is None:
             return
         with self._lock:
             known = self._entries.get(file.name)
-            others = known[1] if known is not None and known[0] == stamp else {}
-            self._entries[file.name] = (stamp, {**others, entry: made_from})
+            others = known[1] if known is not None and known[0] == state else {}
+            self._entries[file.name] = (state, {**others, entry: made_from})
             self._changed = True
 
     def save(self) -> None:
@@ -84,32 +83,36 @@ class FolderIndex:
                 there = set(os.listdir(self._path.parent))
                 table: dict[str, object] = {"version": VERSION}
                 for kind, known in (("images", self._images), ("entries", self._entries)):
-                    table[kind] = {name: [*stamp, what] for name, (stamp, what) in known.items() if name in there}
+                    table[kind] = {name: [*state, what] for name, (state, what) in known.items() if name in there}
                 text = json.dumps(table, sort_keys=True, separators=(",", ":")).encode("ascii")
                 write_whole_bytes(self._path, text)
                 self._changed = False
 
 
-def _stamp(path: Path) -> _Stamp | None:
+def _state(path: Path) -> FileState | None:
     """None when the file is not there."""
     try:
-        status = path.stat()
+        return file_state(path)
     except OSError:
         return None
-    return status.st_size, status.st_mtime_ns
 
 
-def _read(path: Path) -> tuple[dict[str, tuple[_Stamp, str]], dict[str, tuple[_Stamp, dict[str, str]]]]:
+def _read(path: Path) -> tuple[dict[str, tuple[FileState, str]], dict[str, tuple[FileState, dict[str, str]]]]:
     """Images and entries; nothing at all where the file is not what `save` writes."""
     try:
         table = json.loads(path.read_bytes())
         if table["version"] != VERSION:
             return {}, {}
-        images = {name: ((int(size), int(time)), str(digest)) for name, (size, time, digest) in table["images"].items()}
+        images = {name: (_numbers(state), str(digest)) for name, (*state, digest) in table["images"].items()}
         entries = {
-            name: ((int(size), int(time)), {str(entry): str(made) for entry, made in good.items()})
-            for name, (size, time, good) in table["entries"].items()
+            name: (_numbers(state), {str(entry): str(made) for entry, made in good.items()})
+            for name, (*state, good) in table["entries"].items()
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}, {}
     return images, entries
+
+
+def _numbers(state: list[int]) -> FileState:
+    size, changed, entered = state
+    return int(size), int(changed), int(entered)

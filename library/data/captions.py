@@ -15,6 +15,7 @@ from pathlib import Path
 from library.data.text_files import read_text
 from library.settings.config_util import SubsetConfig
 
+_LINE_BREAK = re.compile(r"\r\n?|\n")  # str.splitlines would also cut at U+2028 and others that come with pasted text
 _WILDCARD = re.compile(r"\{([^}]+)\}")
 _PRIVATE_USE = range(0xE000, 0xF900)  # code points that stand for no character; Unicode's Private Use Area
 
@@ -116,7 +117,7 @@ def read_caption_file(path: Path, *, all_lines: bool) -> str:
 
     Raises ValueError naming the file for an encoding that is not certain, see `read_text`.
     """
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    lines = [line.strip() for line in _LINE_BREAK.split(read_text(path)) if line.strip()]
     return "\n".join(lines if all_lines else lines[:1])
 
 

@@ -22,7 +22,7 @@ from library.data.loader import ordered_map
 from library.data.plan import Plan, make_plan
 from library.data.run_rng import RunRng
 from library.data.sample import DrawnSample, draw_sample, size_ids
-from library.data.scan import Findings, scan_datasets, weight_problems
+from library.data.scan import Findings, epoch_problems, scan_datasets, weight_problems
 from library.data.text_cache import TextCache
 from library.data.token_count import word_wise
 from library.data.tokenizer import ClipTokenizer
@@ -66,12 +66,15 @@ class TrainDataset:
         `(cat:1.2)` in captions. What is left out on purpose (num_repeats below 1, broken images) is logged.
 
         Raises ValueError that lists everything wrong: missing or empty folders, broken images, images without the mask
-        that they should have, captions that cannot be read, metadata without image.
+        that they should have, captions that cannot be read, metadata without image. Of an epoch that is too long only
+        what was found before images are opened.
         """
         import_cv2()
         findings = Findings()
         scans = scan_datasets(configs, findings)
         every_scan = [scan for subsets in scans for scan in subsets]
+        if too_long := epoch_problems(every_scan):
+            raise_if_any(findings.problems + too_long, "the training data")
         sizes, self.skipped_images = check_scans(every_scan, findings, skip_bad_images=skip_bad_images)
         if weighted_captions:
             findings.problems += weight_problems(every_scan)

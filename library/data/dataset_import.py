@@ -3,9 +3,12 @@
 A journal notes every finished row, so that an interrupted import goes on where it stopped.
 """
 
+import fcntl
 import io
 import json
+import os
 import shutil
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,7 +73,7 @@ class ImportFolder:
     def __init__(self, folder: Path, settings: Mapping[str, Any], image_format: str = KEEP) -> None:
         """`settings` say what is imported and how; an import can only go on with the same ones.
 
-        Raises ValueError when the folder cannot be written to, or holds something else.
+        Raises ValueError when the folder cannot be written to, holds something else, or is being imported into.
         """
         self.folder = folder
         self.rows: list[ImportedRow] = []
@@ -78,11 +81,25 @@ class ImportFolder:
         self._journal = folder / JOURNAL
         self._settings = {**settings, "image_format": image_format}
         ensure_writable(folder)
+        self._lock_others_out()
         if self._journal.exists():
             self._go_on()
         else:
             self._begin()
         self._row_of = {row.key: row.row for row in self.rows if row.key}
+
+    def _lock_others_out(self) -> None:
+        """Hold the folder for as long as this object or its process lives."""
+        held = os.open(self.folder, os.O_RDONLY)
+        weakref.finalize(self, os.close, held)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{self.folder}: another import is writing there; wait for its end, or choose another folder"
+            ) from error
+        except OSError:  # some network folders have no locks
+            pass
 
     def _begin(self) -> None:
         there = [name for name in (IMAGES, METADATA, CONFIG) if (self.folder / name).exists()]

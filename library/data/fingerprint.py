@@ -37,7 +37,7 @@ def check_fingerprint(fingerprint: np.ndarray | None, made_from: MadeFrom, array
     wanted = json.loads(_text(made_from))
     differing = [name.replace("_", " ") for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
     if differing:
-        raise ValueError(f"it was made with another {', another '.join(differing)}")
+        raise ValueError(f"it was made from something else (different: {', '.join(differing)})")
     if content != arrays_digest(arrays):
         raise ValueError("its arrays were changed by another program, or damaged")
 

@@ -7,6 +7,7 @@ from library.data.buckets import Size
 from library.data.image_files import check_images
 from library.data.masks import mask_size_problem
 from library.data.scan import CaptionedImage, Findings, SubsetScan
+from library.settings.counted import counted
 
 
 def check_scans(
@@ -24,7 +25,9 @@ def check_scans(
     if not skip_bad_images:
         findings.problems += bad.values()
     elif bad:
-        findings.notes.append(f"--skip_bad_images: {len(bad)} files cannot be read; what they belong to is not trained")
+        findings.notes.append(
+            f"--skip_bad_images: {counted(len(bad), 'file')} cannot be read; what they belong to is not trained"
+        )
         findings.notes += bad.values()
     skipped = _take_out(scans, bad, findings) if skip_bad_images else []
     images = {image.path: image for scan in scans for image in scan.images}
@@ -37,7 +40,7 @@ def _take_out(scans: Sequence[SubsetScan], bad: dict[Path, str], findings: Findi
     for scan in scans:
         whole = [image for image in scan.images if image.path not in bad and image.mask not in bad]
         if scan.images and not whole:
-            findings.problems.append(f"{scan.config.source}: none of its {len(scan.images)} images can be read")
+            findings.problems.append(f"{scan.config.source}: none of its images can be read")
         skipped |= dict.fromkeys(image.path for image in scan.images if image.path in bad or image.mask in bad)
         scan.images[:] = whole
     return list(skipped)

@@ -22,6 +22,8 @@ _ENDINGS = {
     ".avif": "AVIF",
     ".jxl": "JXL",
 }
+_OTHER_ENDINGS = frozenset({".gif", ".heic", ".heif", ".jfif", ".jp2", ".psd", ".tga", ".tif", ".tiff"})
+"""File endings of images in formats that are never read."""
 
 
 def image_endings() -> tuple[str, ...]:
@@ -32,16 +34,16 @@ def image_endings() -> tuple[str, ...]:
 
 @dataclass
 class FolderListing:
-    """The plain files of one folder."""
+    """The plain files of one folder, and links that lead nowhere."""
 
     images: list[Path] = field(default_factory=list)
-    """Images by their ending, sorted by name."""
+    """Images by their ending, without hidden files, sorted by name."""
 
     names: frozenset[str] = frozenset()
     """Names of all files."""
 
     unreadable: list[str] = field(default_factory=list)
-    """Images of a known format that the installed Pillow cannot open."""
+    """Images in formats that are not read here, by their ending."""
 
 
 def list_folder(folder: Path) -> FolderListing:
@@ -53,18 +55,25 @@ def list_folder(folder: Path) -> FolderListing:
         raise ValueError(f"the folder {str(folder)!r} does not exist (paths are relative to {os.getcwd()!r})")
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file())
+            names = sorted(entry.name for entry in entries if _is_file(entry))
     except OSError as error:
         raise ValueError(f"the folder {str(folder)!r} cannot be listed: {error.strerror}") from error
     endings = image_endings()
     listing = FolderListing(names=frozenset(names))
     for name in names:
+        if name.startswith("."):  # hidden, among them the ._a.png that macOS leaves beside a.png; the original too
+            continue
         ending = os.path.splitext(name)[1].lower()
         if ending in endings:
             listing.images.append(folder / name)
-        elif ending in _ENDINGS:
+        elif ending in _ENDINGS or ending in _OTHER_ENDINGS:
             listing.unreadable.append(name)
     return listing
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a plain file, or a link that leads nowhere: whoever reads that learns its name and the reason."""
+    return (entry.is_symlink() and not os.path.exists(entry.path)) or entry.is_file()
 
 
 def check_images(paths: Iterable[Path], bad: dict[Path, str], notes: list[str]) -> dict[Path, Size]:

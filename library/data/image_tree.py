@@ -17,7 +17,7 @@ class ImageTree:
     """Paths that start with `root`, sorted folder by folder."""
 
     unreadable: list[Path] = field(default_factory=list)
-    """Images of a known format that the installed Pillow cannot open."""
+    """Images in formats that are not read here, by their ending."""
 
 
 def find_images(root: Path, *, recursive: bool) -> ImageTree:

@@ -9,6 +9,7 @@ import functools
 import importlib
 import random
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF", "JXL")
 
 MAX_PIXELS = 178_956_970
 """Largest accepted image; Pillow's own limit for what it calls a decompression bomb."""
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # from half of that on, without the file's name
 
 _ORIENTATION = 0x0112  # EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height

@@ -13,9 +13,10 @@ from library.data.image_files import list_folder
 from library.data.loader import ordered_map
 from library.data.plan import Plan, is_enlarged
 from library.data.progress import progress
+from library.data.scan import CAPTION_ENDINGS
 
-CAPTION_ENDINGS = (".txt", ".caption")
-"""Endings that caption files usually have."""
+TINY = 0.25
+"""Share of the resolution's pixels below which an image that is not enlarged is worth a look."""
 
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 
@@ -80,6 +81,16 @@ def _enlarged(seen: _Inspected) -> Iterator[Finding]:
         width, height = image.size
         bucket = "{} x {}".format(*image.placement.bucket)
         yield str(image.path), f"{width} x {height} pixels, enlarged {factor(image):.2f} times for its bucket {bucket}"
+
+
+def _tiny(seen: _Inspected) -> Iterator[Finding]:
+    for part in seen.dataset.datasets:
+        wanted = "{} x {}".format(*part.config.resolution)
+        pixels = part.config.resolution[0] * part.config.resolution[1]
+        for image in part.images:
+            width, height = image.size
+            if not is_enlarged(image) and width * height < TINY * pixels:
+                yield str(image.path), f"{width} x {height} pixels, where the data set's resolution is {wanted}"
 
 
 def _duplicates(seen: _Inspected) -> Iterator[Finding]:
@@ -164,6 +175,11 @@ _RULES: tuple[tuple[str, str, Callable[[_Inspected], Iterable[Finding]]], ...] =
         "Enlarged images",
         "They are trained blurred. Leave them out, or set bucket_no_upscale or a smaller resolution.",
         _enlarged,
+    ),
+    (
+        "Tiny images",
+        "They are trained at their own size (bucket_no_upscale) and show little. Leave them out.",
+        _tiny,
     ),
     ("Duplicates", "The same file counts several times. Remove copies, and set num_repeats instead.", _duplicates),
     ("Near-duplicates", "They look the same at a glance and pull the result towards them.", _near_duplicates),

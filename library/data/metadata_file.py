@@ -15,6 +15,7 @@ from typing import Any
 
 from library.data.image_files import FolderListing, list_folder
 from library.data.text_files import read_text
+from library.settings.table_file import RepeatedKeyError, read_json
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ def read_metadata(path: Path) -> list[MetadataEntry]:
         raise ValueError(f"metadata_file {str(path)!r} cannot be read: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"metadata_file {str(path)!r} is not valid JSON: {error}") from None
+    except RepeatedKeyError as error:
+        raise ValueError(f"metadata_file {str(path)!r}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"metadata_file {str(path)!r} is nested too deeply") from None
     problems = [problem for key, value in pairs for problem in _problems(key, value)]
     if problems:
         raise ValueError(f"metadata_file {str(path)!r}: " + "; ".join(problems))
@@ -45,17 +50,22 @@ def read_metadata(path: Path) -> list[MetadataEntry]:
 
 def _pairs(text: str, *, json_lines: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     if not json_lines:
-        content = json.loads(text)
+        content = read_json(text)
         if not isinstance(content, dict):
             raise json.JSONDecodeError("the outermost value has to be an object {key: {...}}", text, 0)
         yield from content.items()
         return
-    for line in text.splitlines():
+    start = 0
+    for line in text.split("\n"):  # only these break lines; captions may hold others that str.splitlines knows
         if line.strip():
-            entry = json.loads(line)
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise json.JSONDecodeError(error.msg, text, start + error.pos) from None
             if not isinstance(entry, dict) or not isinstance(entry.get("image_path"), str):
-                raise json.JSONDecodeError("a line has to be an object with an image_path", line, 0)
+                raise json.JSONDecodeError("a line has to be an object with an image_path", text, start)
             yield entry["image_path"], entry
+        start += len(line) + 1
 
 
 def _problems(key: str, value: object) -> Iterator[str]:

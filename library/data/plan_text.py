@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from library.data.plan import BucketPlan, DatasetPlan, Plan
+from library.settings.counted import counted
 
 NAMED = 5
 """Files that are named in a line; of the rest the number is told."""
@@ -16,15 +17,16 @@ def plan_lines(plan: Plan) -> list[str]:
     lines = [line for dataset in plan.datasets for line in _dataset_lines(dataset)]
     short = sum(bucket.short_batch > 0 for dataset in plan.datasets for bucket in dataset.buckets)
     not_full = f", {short} of them not full" if short else ""
-    lines.append(f"{plan.batches_per_epoch} batches per epoch{not_full}")
+    lines.append(f"{counted(plan.batches_per_epoch, 'batch', 'batches')} per epoch{not_full}")
     if plan.missing_captions:
-        lines.append(f"{len(plan.missing_captions)} images have no caption: {_named(plan.missing_captions)}")
+        lacking = counted(len(plan.missing_captions), "image has", "images have")
+        lines.append(f"{lacking} no caption: {_named(plan.missing_captions)}")
     if plan.cut_captions:
         cut = [f"{caption.path} ({caption.tokens} tokens)" for caption in plan.cut_captions]
         limits = " or ".join(str(limit) for limit in sorted({caption.limit for caption in plan.cut_captions}))
         lines.append(
-            f"{len(cut)} captions are longer than {limits} tokens, and what is beyond is not trained "
-            f"(--max_token_length allows up to 225): {_named(cut)}"
+            f"{counted(len(cut), 'caption is', 'captions are')} longer than {limits} tokens, and what is beyond is "
+            f"not trained (--max_token_length allows up to 225): {_named(cut)}"
         )
     return lines
 

@@ -43,13 +43,30 @@ def first_samples(dataset: TrainDataset, max_train_steps: int, count: int = SHOW
         yield SeenSample(number, path, picture, mask, caption)
 
 
+def check_place(folder: Path, dataset: TrainDataset) -> None:
+    """Raise ValueError where samples in `folder` would come among images that are trained, or replace them."""
+    subsets = (subset for part in dataset.datasets for subset in part.config.subsets)
+    named = {path for subset in subsets for path in (subset.image_dir, subset.conditioning_data_dir) if path}
+    files = {path for image in dataset.images for path in (image.path, image.mask) if path}
+    lying = {os.path.dirname(path) for file in files for path in (file, os.path.realpath(file))}
+    place = Path(os.path.realpath(folder))
+    for trained in sorted(named | lying):
+        other = Path(os.path.realpath(trained))
+        if place.is_relative_to(other) or other.is_relative_to(place):
+            raise ValueError(
+                f"--debug_dataset: samples would go to {str(folder)!r}, and images are trained from {trained!r}; "
+                "choose an --output_dir that is neither in nor around the data"
+            )
+
+
 def write_samples(samples: Iterator[SeenSample], folder: Path) -> int:
     """Write every sample as `0000_name.png` with its caption in `0000_name.txt`; returns their number.
 
-    A mask goes to `0000_name.mask.png`.
+    A mask goes to `0000_name.mask.png`. The samples that an earlier run left in the folder are removed.
 
     Raises ValueError when the folder cannot be written to.
     """
+    _remove_samples(folder)
     count = 0
     for sample in samples:
         stem = f"{sample.number:04d}_{os.path.splitext(os.path.basename(sample.path))[0][:NAME_LENGTH]}"
@@ -59,6 +76,15 @@ def write_samples(samples: Iterator[SeenSample], folder: Path) -> int:
         write_whole_path(folder / f"{stem}.txt", functools.partial(_save_text, sample.caption))
         count += 1
     return count
+
+
+def _remove_samples(folder: Path) -> None:
+    for path in folder.glob("[0-9][0-9][0-9][0-9]_*"):
+        if path.suffix in (".png", ".txt"):
+            try:
+                path.unlink()
+            except OSError as error:
+                raise ValueError(f"{path}: cannot be removed: {error.strerror}") from error
 
 
 def _save_picture(picture: Image.Image, path: Path) -> None:

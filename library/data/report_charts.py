@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from library.data.plan import BucketPlan, CaptionLength, DatasetPlan
+from library.settings.counted import counted
 
 WIDTH = 860
 """Units of a chart's width; the page scales it."""
@@ -32,7 +33,7 @@ def _bucket_row(bucket: BucketPlan, number: int, most: int, longest: int) -> str
     icon_width, icon_height = width / longest * _ICON, height / longest * _ICON
     kept = _BARS_WIDTH * bucket.samples / most
     cut = kept * bucket.crop_share
-    batches = "1 batch" if bucket.batches == 1 else f"{bucket.batches} batches"
+    batches = counted(bucket.batches, "batch", "batches")
     cut_off = f", {bucket.crop_share:.1%} cut off" if bucket.crop_share else ""
     enlarged = f", {bucket.enlarged} enlarged" if bucket.enlarged else ""
     text = f"{bucket.samples} in {batches}{cut_off}{enlarged}"
@@ -63,12 +64,14 @@ def token_chart(lengths: Sequence[CaptionLength]) -> str:
         label = f"{low} to {low + _BIN - 1} tokens" if number < _LAST_BIN else f"{low} tokens and more"
         bars = _rect("bar", number * step, 20 + _PLOT_HEIGHT - kept_height, step - 2, kept_height)
         bars += _rect("bar-bad", number * step, 20 + _PLOT_HEIGHT - kept_height - cut_height, step - 2, cut_height)
-        parts.append(f"<g><title>{label}: {bins[number]} captions, {cut[number]} of them cut</title>{bars}</g>")
+        parts.append(
+            f"<g><title>{label}: {counted(bins[number], 'caption')}, {cut[number]} of them cut</title>{bars}</g>"
+        )
     parts.append(_rect("axis", 0, 20 + _PLOT_HEIGHT, WIDTH, 1))
     every = max(1, used // 10)
     labelled = range(0, used - 1, every)
     parts += [_text(number * step, 34 + _PLOT_HEIGHT, str(number * _BIN), "faint") for number in labelled]
-    parts.append(_text(0, 8, f"up to {most} captions in a bar", "faint"))
+    parts.append(_text(0, 8, f"up to {counted(most, 'caption')} in a bar", "faint"))
     parts += [_limit(limit, step, used) for limit in sorted({length.limit for length in lengths})]
     return _svg(_PLOT_HEIGHT + 46, parts, "Captions by their number of tokens")
 

@@ -15,11 +15,14 @@ from library.data.masks import MaskFolder
 from library.data.metadata_file import KeyResolver, MetadataEntry, read_metadata
 from library.data.prompt_syntax import parse_prompt_attention
 from library.settings.config_util import DatasetConfig, SubsetConfig
+from library.settings.counted import counted
 
-CAPTION_ENDINGS = (".txt", ".caption")
-"""Usual endings of caption files."""
+CAPTION_ENDINGS = (".txt", ".caption", ".TXT")
+"""Endings that caption files usually have."""
 MISSING_NAMED = 50
 """Images without a mask that are named; of the rest the number is told."""
+MAX_SAMPLES = 10_000_000
+"""Samples of one epoch at most; the order of so many takes 3.6 GB and two minutes where batches are of one."""
 
 
 @dataclass
@@ -89,17 +92,17 @@ def _scan_dataset(config: DatasetConfig, findings: Findings) -> list[SubsetScan]
     findings.notes += config.notes
     scan = _scan_metadata if config.kind == "finetuning" else _scan_folder
     scans: list[SubsetScan] = []
-    seen: set[str | None] = set()
+    seen: set[str] = set()
     for subset in config.subsets:
         location = subset.metadata_file if config.kind == "finetuning" else subset.image_dir
         if subset.num_repeats < 1:
             findings.notes.append(
                 f"{subset.source}: left out with all images of {location!r}, since num_repeats is {subset.num_repeats}"
             )
-        elif location in seen:
+        elif (place := os.path.normpath(location or "")) in seen:
             findings.notes.append(f"{subset.source}: left out, since {location!r} is already in this dataset")
         else:
-            seen.add(location)
+            seen.add(place)
             try:
                 found = scan(subset, findings)
                 scans += [] if found is None else [_with_masks(found, findings)]
@@ -117,8 +120,8 @@ def _scan_folder(subset: SubsetConfig, findings: Findings) -> SubsetScan | None:
     listing = list_folder(folder)
     if listing.unreadable:
         findings.notes.append(
-            f"{subset.source}: {len(listing.unreadable)} images in {str(folder)!r} are left out, since the installed "
-            f"Pillow cannot open their format: {some(listing.unreadable)}"
+            f"{subset.source}: {counted(len(listing.unreadable), 'image')} in {str(folder)!r} left out, since only "
+            f"{', '.join(image_endings())} are read: {some(listing.unreadable)}"
         )
     if not listing.images:
         findings.notes.append(
@@ -159,8 +162,8 @@ def _note_other_endings(scan: SubsetScan, names: frozenset[str], findings: Findi
         missed = [name for name in missed if Path(name).stem + asked not in names]
         if missed:
             findings.notes.append(
-                f"{scan.config.source}: {len(missed)} images have a {ending} file that is not read, since "
-                f"caption_extension is {asked!r}: {some(missed)}"
+                f"{scan.config.source}: {counted(len(missed), 'image has', 'images have')} a {ending} file that is "
+                f"not read, since caption_extension is {asked!r}: {some(missed)}"
             )
 
 
@@ -188,8 +191,8 @@ def _scan_metadata(subset: SubsetConfig, findings: Findings) -> SubsetScan | Non
     unnamed = [path.name for path in listed if path not in found]
     if unnamed:
         findings.notes.append(
-            f"{subset.source}: {len(unnamed)} images of {str(image_dir)!r} are not in {metadata_file.name} and are not "
-            f"trained: {some(unnamed)}"
+            f"{subset.source}: {counted(len(unnamed), 'image')} of {str(image_dir)!r} not in {metadata_file.name} and "
+            f"not trained: {some(unnamed)}"
         )
     return scan
 
@@ -212,13 +215,14 @@ def _with_masks(scan: SubsetScan, findings: Findings) -> SubsetScan:
         scan.images[number] = replace(image, mask=mask)
     if missing:
         findings.problems.append(
-            f"{subset.source}: {len(missing)} images have no mask in {subset.conditioning_data_dir!r} (an image of the "
-            f"same name, with any ending): {some(missing, MISSING_NAMED)}"
+            f"{subset.source}: {counted(len(missing), 'image has', 'images have')} no mask in "
+            f"{subset.conditioning_data_dir!r} (an image of the same name, with any ending): "
+            f"{some(missing, MISSING_NAMED)}"
         )
     unused = folder.without_image([image.path for image in scan.images])
     if unused:
         findings.notes.append(
-            f"{subset.source}: {len(unused)} masks of {subset.conditioning_data_dir!r} belong to no image: "
+            f"{subset.source}: {counted(len(unused), 'mask')} of {subset.conditioning_data_dir!r} without an image: "
             f"{some(unused)}"
         )
     if subset.alpha_mask:
@@ -234,6 +238,19 @@ def _resolved(
             yield resolver.find(entry.key), entry
         except ValueError as error:
             findings.problems.append(f"{subset.source}: {subset.metadata_file}: {error}")
+
+
+def epoch_problems(scans: Sequence[SubsetScan]) -> list[str]:
+    """What to do about an epoch of more than MAX_SAMPLES, whose list would not fit into memory."""
+    samples = [len(scan.images) * scan.config.num_repeats for scan in scans]
+    if sum(samples) <= MAX_SAMPLES:
+        return []
+    most = scans[samples.index(max(samples))]
+    return [
+        f"one epoch would have {sum(samples):,} samples, at most {MAX_SAMPLES:,} are possible. Most are of "
+        f"{most.config.source}, {counted(len(most.images), 'image')} with num_repeats = {most.config.num_repeats}: "
+        "lower it, and train longer with --max_train_epochs"
+    ]
 
 
 def weight_problems(scans: Sequence[SubsetScan]) -> list[str]:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from library.settings.counted import counted
 from library.settings.did_you_mean import did_you_mean
 from library.settings.problems import raise_if_any
 
@@ -86,7 +87,10 @@ def _from_csv(text: str) -> list[TaggerTag]:
     bad = [row for row in rows if len(row) < 3 or row[2] not in _CSV_CATEGORIES]
     if bad:
         known = ", ".join(f"{number} {name}" for number, name in _CSV_CATEGORIES.items())
-        raise ValueError(f"{len(bad)} rows are of an unknown category ({known} are known), the first is {bad[0]}")
+        raise ValueError(
+            f"{counted(len(bad), 'row is', 'rows are')} of an unknown category ({known} are known), the first is "
+            f"{bad[0]}"
+        )
     return [TaggerTag(output, _CSV_CATEGORIES[row[2]], (row[1],)) for output, row in enumerate(rows)]
 
 
@@ -103,8 +107,8 @@ def _from_json(text: str) -> list[TaggerTag]:
             tags.append(TaggerTag(int(output), str(category).lower(), (name,)))
     if bad:
         raise ValueError(
-            f"{len(bad)} entries are not NUMBER: {{tag, category}} with one of the categories {', '.join(CATEGORIES)}; "
-            f"the first is {bad[0]}"
+            f"{counted(len(bad), 'entry is', 'entries are')} not NUMBER: {{tag, category}} with one of the categories "
+            f"{', '.join(CATEGORIES)}; the first is {bad[0]}"
         )
     return tags
 

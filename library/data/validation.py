@@ -14,6 +14,7 @@ from pathlib import Path
 
 from library.data.scan import CaptionedImage, Findings, SubsetScan
 from library.settings.config_util import DatasetConfig
+from library.settings.counted import counted
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ def _validation_part(config: DatasetConfig, subsets: Sequence[SubsetScan], seed:
 
 
 def _identity(image: CaptionedImage, place: Callable[[Path], str]) -> tuple[str, str]:
-    """Folder and name of a picture, the same however the folder is written."""
-    return place(image.path.parent), image.path.name
+    """Folder and name of a picture, the same however the folder is written and whichever link leads to it."""
+    path = Path(os.path.realpath(image.path)) if image.path.is_symlink() else image.path
+    return place(path.parent), path.name
 
 
 def _without(scan: SubsetScan, held: set[tuple[str, str]], place: Callable[[Path], str]) -> SubsetScan:
@@ -87,12 +89,13 @@ def _tell(config: DatasetConfig, before: Sequence[SubsetScan], after: Sequence[S
     """Note how many pictures are left out of training."""
     total, left = (sum(len(scan.images) for scan in scans if not scan.config.is_reg) for scans in (before, after))
     if total and not left:
+        whose = f"validation_split = {config.validation_split:g}" if config.validation_split else "by another data set"
         findings.problems.append(
-            f"{config.source}: all {total} pictures are held back for validation (validation_split = "
-            f"{config.validation_split:g}) and none is left to train; lower it"
+            f"{config.source}: {counted(total, 'picture is', 'pictures are')} held back for validation ({whose}) and "
+            "none is left to train; lower validation_split"
         )
     elif config.validation_split > 0 or left < total:
         findings.notes.append(
-            f"{config.source}: {total - left} of {total} pictures are held back for validation (validation_split) and "
-            "left out of training; no loss is computed on them yet"
+            f"{config.source}: {total - left} of {counted(total, 'picture')} held back for validation "
+            "(validation_split) and left out of training; no loss is computed on them yet"
         )

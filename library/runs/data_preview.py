@@ -7,8 +7,9 @@ from pathlib import Path
 from library.data.dataset import TrainDataset
 from library.data.lint import lint
 from library.data.plan_text import plan_lines
-from library.data.preview import first_samples, write_samples
+from library.data.preview import check_place, first_samples, write_samples
 from library.data.report_page import write_report
+from library.settings.counted import counted
 from library.settings.flag_groups import RunArgs
 
 logger = logging.getLogger(__name__)
@@ -30,15 +31,18 @@ def show_data(
         output_dir: where the folder of --debug_dataset goes.
 
     Raises:
-        ValueError: an image cannot be read any more, or a file cannot be written.
+        ValueError: an image cannot be read any more, a file cannot be written, or --debug_dataset would write among
+            the data.
     """
+    folder = output_dir / DEBUG_FOLDER
+    if options.debug_dataset:
+        check_place(folder, dataset)
     plan = dataset.plan()
     logger.info("what will be trained:\n%s", "\n".join((*plan_lines(plan), *length)))
     if options.report:
         write_report(Path(options.report), plan, length, lint(dataset, plan), first_samples(dataset, total_steps))
         logger.info("wrote %s", options.report)
     if options.debug_dataset:
-        folder = output_dir / DEBUG_FOLDER
         count = write_samples(first_samples(dataset, total_steps), folder)
-        logger.info("--debug_dataset: wrote the first %d samples to %s; nothing is trained", count, folder)
+        logger.info("--debug_dataset: wrote the first %s to %s; nothing is trained", counted(count, "sample"), folder)
     return not (options.dry_run or options.debug_dataset)

@@ -27,6 +27,7 @@ from library.runs.memory_estimate import MemorySetup, memory_setup
 from library.runs.sdxl_train_util import SdxlFamily, infer_spec
 from library.settings.arguments import TrainArgs
 from library.settings.cache_checks import check_cacheable
+from library.settings.counted import counted
 from library.settings.flag_groups import LrArgs, NetworkArgs, OptimizerArgs, RunArgs
 from library.settings.folder_form import run_dataset_configs
 from library.settings.key_values import parse_key_values
@@ -145,7 +146,8 @@ def flat_optimizer(rule: AdamW, trainable: Trainable, options: OptimizerArgs, co
 def length_line(length: Length, seed: int) -> str:
     """Line for the log: how long the run is."""
     return (
-        f"{length.total_steps} steps in {length.total_epochs} epochs of {length.batches_per_epoch} batches, seed {seed}"
+        f"{counted(length.total_steps, 'step')} in {counted(length.total_epochs, 'epoch')} of "
+        f"{counted(length.batches_per_epoch, 'batch', 'batches')}, seed {seed}"
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from library.data.batch import Batch
 from library.data.dataset import TrainDataset
+from library.settings.counted import counted
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,8 @@ class ShapeLog:
         self._total = len(batch_shapes(dataset))
         self._seen: set[BatchShape] = set()
         logger.info(
-            "%d shape%s of batches: the first step of each takes longer, since its blocks are compiled then",
-            self._total,
-            "" if self._total == 1 else "s",
+            "%s of batches: the first step of each takes longer, since its blocks are compiled then",
+            counted(self._total, "shape"),
         )
 
     @contextmanager

@@ -15,6 +15,8 @@ from library.settings.table_file import read_table
 
 BUCKET_KEYS = ("bucket_reso_steps", "min_bucket_reso", "max_bucket_reso")
 SIZE_KEYS = frozenset({"resolution", "enable_bucket", "bucket_no_upscale", *BUCKET_KEYS})
+REARRANGING_KEYS = ("shuffle_caption", "token_warmup_step", "caption_tag_dropout_rate")
+"""Keys that take captions apart into tags."""
 BUCKET_STEPS_MULTIPLE = 32  # SDXL: the VAE shrinks by 8, the UNet by another 4
 
 
@@ -171,6 +173,7 @@ def _dataset(check: Checker, table: Table, place: str, outer: Table, masked_loss
         if "image_dir" not in subset and "metadata_file" not in subset:
             check.problems.append(f"{where}: image_dir is missing; name the folder of pictures")
         ready.append((where, values | read))
+        _note_unused_separator(check, values | read, where)
     _check_sizes(check, values, place)
     check.unread = unread  # what could not be read here says nothing about the next dataset
     if check.problems or kind is None:
@@ -209,6 +212,15 @@ def _is_mixed(check: Checker, count: int, of: int, what: str, place: str) -> boo
             "their own"
         )
     return mixed
+
+
+def _note_unused_separator(check: Checker, values: Table, place: str) -> None:
+    """Say where keep_tokens_separator is trained as text, as in the original (inventory 2.5)."""
+    if values.get("keep_tokens_separator") and not any(values.get(name) for name in REARRANGING_KEYS):
+        check.notes.append(
+            f"{place}: keep_tokens_separator has no effect and stays in captions as text, since none of "
+            f"{', '.join(REARRANGING_KEYS)} is on"
+        )
 
 
 def _check_sizes(check: Checker, values: Table, place: str) -> None:

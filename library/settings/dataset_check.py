@@ -11,7 +11,7 @@ from library.settings.did_you_mean import did_you_mean
 Table = dict[str, Any]
 
 KIND_WORDS: Mapping[Kind, str] = MappingProxyType({
-    "dreambooth": "subsets without metadata_file (DreamBooth)",
+    "dreambooth": "subsets with neither metadata_file nor conditioning_data_dir (DreamBooth)",
     "finetuning": "subsets with metadata_file (fine-tuning)",
     "masked": "subsets with conditioning_data_dir (--masked_loss)",
 })  # fmt: skip
@@ -98,6 +98,7 @@ def _misplaced(name: str, level: str, kind: Kind | None) -> str | None:
         if name in COMMAND_LINE_ONLY:
             return f"{name} is no key of a dataset file; give --{name} on the command line"
         here = [key.name for key in KEYS.values() if level in key.places]
+        here += ["subsets"] if level == DATASET else []
         what = {GENERAL: "a general", DATASET: "a dataset", SUBSET: "a subset"}[level]
         return f"{name} is not {what} option.{did_you_mean(name, here) or did_you_mean(name, KEYS)}"
     key = KEYS[name]

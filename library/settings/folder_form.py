@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from library.settings.config_util import DatasetConfig, dataset_configs, load_dataset_configs
+from library.settings.counted import counted
 from library.settings.problems import UsageError, raise_if_any
 
 EXAMPLE = "REPEATS_class, for example 10_sks dog"
@@ -84,5 +85,7 @@ def _numbered_folders(flag: str, parent: str, notes: list[str], problems: list[s
             "dataset file (--dataset_config)"
         )
     elif files := list(is_folder.values()).count(False):
-        notes.append(f"{flag}: {files} files directly in {parent!r} are left out; only its folders are looked into")
+        notes.append(
+            f"{flag}: {counted(files, 'file')} directly in {parent!r} left out; only its folders are looked into"
+        )
     return subsets

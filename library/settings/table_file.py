@@ -18,16 +18,36 @@ def read_table(path: str | Path, suffixes: Sequence[str] = (".toml", ".json")) -
         raise UsageError(f"{path}: the name must end in {' or '.join(suffixes)}")
     text = _read_text(file)
     try:
-        table = json.loads(text) if file.suffix.lower() == ".json" else tomllib.loads(text)
+        table = read_json(text) if file.suffix.lower() == ".json" else tomllib.loads(text)
     except json.JSONDecodeError as error:
         reason = f"{error.msg} (at line {error.lineno}, column {error.colno})"
         raise UsageError(f"{path}: not valid JSON: {reason}") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {_toml_reason(str(error), text)}") from None
+    except RepeatedKeyError as error:
+        raise UsageError(f"{path}: {error}") from None
     except RecursionError:
         raise UsageError(f"{path}: nested too deeply to be a settings file") from None
     if not isinstance(table, dict):
         raise UsageError(f"{path}: the file must hold a table at its top, not {type(table).__name__}")
+    return table
+
+
+class RepeatedKeyError(ValueError):
+    """A JSON object has a key twice."""
+
+
+def read_json(text: str) -> object:
+    """The value of a JSON text. Raises json.JSONDecodeError, and RepeatedKeyError where json.loads takes the last."""
+    return json.loads(text, object_pairs_hook=_unrepeated)
+
+
+def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise RepeatedKeyError(f"{repeated!r} is there twice in one object; keep one of them")
     return table
 
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from library.files.safetensors_utils import SafetensorsFile
+from library.settings.flag_groups import CacheArgs
 from tests.integration.conftest import Command
+from tools import cache_options
 
 pytestmark = pytest.mark.slow
 
@@ -66,16 +68,16 @@ def test_the_tools_fill_what_the_trainer_uses_and_it_trains_the_same(
     damaged, *_ = sorted(images.glob("*_sdxl.npz"))
     damaged.write_bytes(damaged.read_bytes()[:-100])
     log = tool(run, "cache_latents", tiny, own_data)
-    assert "3 of 4 are in the cache, 1 are made now, 1 of them again" in log
+    assert "3 of 4 in the cache, 1 is made now, 1 of them again" in log
     assert f"{damaged.name}: cannot be read" in log
     source, foreign, *_ = sorted(images.glob("*_te_outputs.npz"))
     shutil.copy(source, foreign)
     log = tool(run, "cache_text_encoder_outputs", tiny, own_data)
-    assert "3 of 4 are in the cache, 1 are made now, 1 of them again" in log
-    assert f"{foreign.name}: it was made with another caption" in log
+    assert "3 of 4 in the cache, 1 is made now, 1 of them again" in log
+    assert f"{foreign.name}: it was made from something else (different: caption)" in log
 
     log = train(run, tiny, own_data, tmp_path, *DISK)
-    assert log.count("4 of 4 are in the cache, 0 are made now") == 2
+    assert log.count("4 of 4 in the cache, 0 are made now") == 2
     assert tensors(tmp_path) == online, "bit for bit"
 
 
@@ -99,3 +101,16 @@ def test_what_cannot_be_cached_is_refused_before_anything_is_read(
     assert "2 problems with the caches asked for" in done.stderr
     assert "random_crop" in done.stderr
     assert "shuffle_caption" in done.stderr
+
+
+def test_ctrl_c_is_told_in_a_line(
+    tiny: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache_options, "setup_logging", lambda _: None)
+    paths = [f"--pretrained_model_name_or_path={tiny}", f"--dataset_config={data}"]
+    args = cache_options.read_options(paths, "Encode.", CacheArgs(cache_latents=True, cache_latents_to_disk=True))
+    assert cache_options.run_tool(args, work) == cache_options.INTERRUPTED
+    assert "the same command goes on" in capsys.readouterr().err

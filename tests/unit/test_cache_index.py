@@ -1,16 +1,20 @@
-"""The index of a folder: a hint that holds as long as size and time of a file are what they were."""
+"""The index of a folder: a hint that holds as long as size and times of a file are what they were."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from library.data import cache_index
 from library.data.cache_index import INDEX_NAME, FolderIndex, file_digest
+from library.files import user_cache
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Path:
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that counts as settled at once."""
+    monkeypatch.setattr(user_cache, "SETTLED_NS", -1)
     path = tmp_path / "a.png"
     path.write_bytes(b"pixels")
     os.utime(path, ns=(0, 0))
@@ -28,7 +32,7 @@ def test_an_image_is_opened_once(image: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_image_written_just_now_is_not_remembered(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may change again within what the file system's clock can tell."""
-    image.touch()
+    monkeypatch.undo()
     index = FolderIndex(image.parent)
     index.image_digest(image)
     monkeypatch.setattr(cache_index, "file_digest", lambda _: "opened again")
@@ -43,6 +47,23 @@ def test_a_changed_image_is_opened_again(image: Path, change: str) -> None:
     image.write_bytes(b"pixelx" if change == "time" else b"more pixels")
     os.utime(image, ns=(0, 1 if change == "time" else 0))
     assert FolderIndex(image.parent).image_digest(image) != before
+
+
+def test_exchanged_images_are_opened_again(image: Path) -> None:
+    """An archive may give all of its files one time, and pictures without compression are of one size."""
+    other = image.with_name("b.png")
+    other.write_bytes(b"others")
+    os.utime(other, ns=(0, 0))
+    index = FolderIndex(image.parent)
+    digests = index.image_digest(image), index.image_digest(other)
+    index.save()
+    time.sleep(0.02)  # a tick of the file system's clock
+    between = image.with_name("c.png")
+    image.rename(between)
+    other.rename(image)
+    between.rename(other)
+    again = FolderIndex(image.parent)
+    assert (again.image_digest(other), again.image_digest(image)) == digests
 
 
 def test_good_entries_are_of_the_file_as_it_was(image: Path) -> None:
@@ -74,7 +95,7 @@ def test_what_another_process_wrote_stays_and_what_is_gone_goes(image: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"version": 2}', '{"version": 1, "images": [], "entries": {}}', "[" * 9999]
+    "text", ["", "{", "[]", '{"version": 1}', '{"version": 2, "images": [], "entries": {}}', "[" * 9999]
 )
 def test_a_damaged_index_is_an_empty_one(image: Path, text: str) -> None:
     (image.parent / INDEX_NAME).write_text(text)

@@ -73,6 +73,13 @@ def test_caption_file_utf8_with_and_without_bom(tmp_path, prefix):
     assert read_caption_file(path, all_lines=True) == "caf\u00e9, \u732b\nsecond\nthird"
 
 
+def test_only_line_feeds_and_carriage_returns_end_a_line_of_a_caption_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("one\u2028two, \x85three\rfour\x0bfive\r\n".encode())
+    assert read_caption_file(path, all_lines=False) == "one\u2028two, \x85three"
+    assert read_caption_file(path, all_lines=True) == "one\u2028two, \x85three\nfour\x0bfive"
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_caption_file_in_the_encoding_that_its_mark_says(tmp_path, encoding):
     text = "\u732b\u3068\u72ac, caf\u00e9"

@@ -165,7 +165,8 @@ def test_every_key_is_a_field() -> None:
             "[[datasets]] 1: subsets must be a list of tables; write [[datasets.subsets]]",
         ),
         ({"general": 3}, "general must be a table; write [general]"),
-        (subset(metadata_file="m", is_reg=True), "is_reg is only for subsets without metadata_file"),
+        (subset(metadata_file="m", is_reg=True), "is_reg is only for subsets with neither metadata_file nor"),
+        ({"datasets": [{"subset": []}]}, "subset is not a dataset option. Did you mean subsets?"),
         (subset(face_crop_aug_range=[2, 1]), "two numbers of at least 0, the smaller one first"),
         (subset(custom_attributes={"diff_output_preservation": True}), "diff_output_preservation is not built yet"),
         (subset(conditioning_data_dir="c"), "conditioning_data_dir needs --masked_loss on the command line"),
@@ -232,6 +233,15 @@ def test_what_is_taken_and_should_be_known_is_noted() -> None:
     assert one(dataset(batch_size=2, network_multiplier=1)["datasets"][0]).notes == ()
 
 
+@pytest.mark.parametrize(
+    ("keys", "noted"),
+    [({}, 1), ({"shuffle_caption": True}, 0), ({"token_warmup_step": 1}, 0), ({"caption_tag_dropout_rate": 0.1}, 0)],
+)
+def test_a_separator_that_stays_in_captions_is_noted(keys: dict[str, Any], noted: int) -> None:
+    (config,) = dataset_configs(subset(**keys), "data.toml", DEFAULTS | {"keep_tokens_separator": "|||"})
+    assert [note.count("stays in captions as text") for note in config.notes] == [1] * noted
+
+
 def test_resolution_must_come_from_somewhere() -> None:
     assert "resolution is missing; give it here, in [general] or as --resolution" in problem(subset(), {})
     assert "missing" not in problem(dataset(resolution="64"), {})
@@ -261,6 +271,7 @@ def test_bucket_limits_are_judged_after_rounding_to_the_steps() -> None:
         ("data.toml", 'image_dir = "C:\\data"', "single quotes"),
         ("data.json", '{"general": {},}', "line 1, column 16"),
         ("data.json", "[]", "must hold a table"),
+        ("data.json", '{"general": {"flip_aug": true, "flip_aug": false}}', "'flip_aug' is there twice"),
         ("data.yaml", "a: 1", "must end in .toml or .json"),
     ],
 )

@@ -22,6 +22,7 @@ from library.files.safe_names import safe_relative_name
 from library.settings.config_util import load_dataset_configs
 from tests.unit.hub_server import COMMIT, NAME, hub_with
 from tools import convert_hf_dataset
+from tools.hf_dataset_source import open_source
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -134,6 +135,15 @@ def test_columns(hf, tmp_path):
     assert (tmp_path / "out" / "images" / "set 1" / "p.1.jpg").read_bytes() == picture(10)
     assert convert(source, tmp_path / "bare", "--image_column=image", "--no_captions", "--name_column=image") == 0
     assert set(metadata(tmp_path / "bare")["p1.x.jpg"]) == {"image_size"}
+
+
+def test_a_parquet_file_that_another_library_wrote(hf, tmp_path):
+    """It does not say which column holds images; the struct of bytes and path does."""
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"picture": [{"bytes": picture(n), "path": None} for n in range(3)], "text": ["a", "b", "c"]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+    assert convert(tmp_path / "a.parquet", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "images" / "00000002.webp").read_bytes() == picture(2)
 
 
 def test_several_captions_of_an_image_become_lines(hf, tmp_path):
@@ -375,6 +385,29 @@ def test_going_on_gives_the_same_files(hf, tmp_path, monkeypatch, capsys, torn):
     toml = found.pop("dataset.toml").replace(b"/out/", b"/whole/")
     assert found | {"dataset.toml": toml} == expected
     assert convert(source, tmp_path / "out") == 0  # nothing is left to do
+    assert bytes_below(tmp_path / "out") == found | {"dataset.toml": toml.replace(b"/whole/", b"/out/")}
+
+
+@pytest.mark.parametrize("form", ["parquet file", "saved"])
+def test_rows_from_anywhere_on(hf, tmp_path, form):
+    """In a parquet file beginnings and ends of row groups are nothing special."""
+    source = tmp_path / "rows.parquet"
+    numbers = hf.Dataset.from_dict({"number": list(range(8))})
+    if form == "saved":
+        numbers.save_to_disk(source)
+    else:
+        numbers.to_parquet(source, batch_size=3)
+    opened = open_source(str(source), None, None, None)
+    for start in range(10):
+        assert [row["number"] for row in opened.rows(start, ["number"])] == list(range(start, 8))
+
+
+def test_two_imports_into_one_folder(tmp_path):
+    first = ImportFolder(tmp_path, {}, "png")
+    with pytest.raises(ValueError, match="another import is writing there"):
+        ImportFolder(tmp_path, {}, "png")
+    del first
+    ImportFolder(tmp_path, {}, "png")
 
 
 def test_killed_and_started_again(hf, tmp_path):

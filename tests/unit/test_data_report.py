@@ -20,7 +20,9 @@ from library.data.report_charts import token_chart
 from library.data.report_page import report_page, write_report
 from library.data.run_rng import RunRng
 from library.data.tokenizer import sdxl_tokenizers
+from library.runs.data_preview import show_data
 from library.settings.config_util import DatasetConfig, SubsetConfig
+from library.settings.flag_groups import RunArgs
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
 
@@ -98,6 +100,18 @@ def test_a_clean_folder_has_no_findings(tmp_path):
         picture(number).save(tmp_path / f"{number}.png")
         (tmp_path / f"{number}.txt").write_text(f"caf\u00e9 number {number}", encoding="utf-8")
     assert found(tmp_path) == {}
+
+
+def test_a_tiny_image_that_is_not_enlarged_is_told(tmp_path):
+    for number, side in enumerate((40, 64)):
+        picture(number, (side, 64)).save(tmp_path / f"{side}.png")
+    data = train_data(
+        SubsetConfig(image_dir=str(tmp_path), class_tokens="x"), resolution=(128, 128), bucket_no_upscale=True
+    )
+    (group,) = lint(data, data.plan())
+    assert group.title == "Tiny images"
+    (found,) = group.findings
+    assert found == (str(tmp_path / "40.png"), "40 x 64 pixels, where the data set's resolution is 128 x 128")
 
 
 def test_captions_under_the_other_ending_are_told(tmp_path):
@@ -239,7 +253,7 @@ def test_a_page_without_captions_or_findings(tmp_path):
 
 def test_bars_of_the_histogram_add_up():
     lengths = [CaptionLength("x", tokens, 75) for tokens in (0, 4, 5, 75, 76, 79, 400, 1000)]
-    titles = re.findall(r"<title>(.*?): (\d+) captions, (\d+) of them cut</title>", token_chart(lengths))
+    titles = re.findall(r"<title>(.*?): (\d+) captions?, (\d+) of them cut</title>", token_chart(lengths))
     counts = {label: (int(count), int(cut)) for label, count, cut in titles}
     assert {label: count for label, count in counts.items() if count[0]} == {
         "0 to 4 tokens": (2, 0),
@@ -268,6 +282,40 @@ def test_samples_are_what_the_model_gets(messy, tmp_path):
         assert (tmp_path / "out" / f"{stem}.txt").read_text(encoding="utf-8") == captions[number] + "\n"
         written = np.asarray(Image.open(tmp_path / "out" / f"{stem}.png")).transpose(2, 0, 1)
         np.testing.assert_allclose(written / 127.5 - 1, pixels[number], atol=1e-6)
+
+
+def test_samples_of_an_earlier_run_are_removed_and_other_files_kept(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+        picture(0).save(folder / f"{folder.name}.png")
+        write_samples(first_samples(train_data(SubsetConfig(image_dir=str(folder))), 1), tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["0000_second.png", "0000_second.txt", "notes.txt"]
+
+
+@pytest.mark.parametrize("images", ["debug_dataset", ".", "debug_dataset/deeper", "link", "link to each"])
+def test_samples_never_come_among_the_data(tmp_path, images):
+    """The images have names as samples have, and would be removed as those of an earlier run."""
+    out = tmp_path / "out"
+    folder = out / (images if not images.startswith("link") else "debug_dataset")
+    folder.mkdir(parents=True)
+    image = folder / "0000_a.png"
+    picture(0).save(image)
+    trained = folder
+    if images == "link":
+        trained = tmp_path / "link"
+        trained.symlink_to(folder)
+    elif images == "link to each":
+        trained = tmp_path / "links"
+        trained.mkdir()
+        (trained / "b.png").symlink_to(image)
+    data = train_data(SubsetConfig(image_dir=str(trained)))
+    with pytest.raises(ValueError, match="--debug_dataset: samples would go to .* images are trained from"):
+        show_data(data, [], 1, RunArgs(debug_dataset=True), out)
+    assert image.exists()
+    assert not show_data(data, [], 1, RunArgs(debug_dataset=True), tmp_path / "elsewhere")
+    assert show_data(data, [], 1, RunArgs(), out)
 
 
 def test_pictures_of_all_levels_are_exact():

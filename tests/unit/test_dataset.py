@@ -116,9 +116,32 @@ def test_images_are_found_by_ending_without_case_and_not_in_subfolders(tmp_path)
     folder = draw_images(tmp_path / "train", {"a": (64, 64)}, ".PNG")
     draw_images(folder, {"b": (64, 64)}, ".JpEg")
     draw_images(folder / "deeper", {"c": (64, 64)})
-    (folder / "notes.md").write_text("no image")
+    for name in ("notes.md", "._a.PNG", ".hidden.png"):
+        (folder / name).write_text("no image")
     keys = [key for batch in train_data(config(subset(folder))).batches(1, 0) for key in batch.keys]
     assert sorted(key.rsplit("/", 1)[1] for key in keys) == ["a.PNG", "b.JpEg"]
+
+
+def test_images_in_other_formats_are_named(tmp_path, caplog):
+    folder = draw_images(tmp_path / "train", {"a": (64, 64)})
+    for name in ("b.gif", "c.HEIC", "d.tif", "notes.md"):
+        (folder / name).write_bytes(b"anything")
+    with caplog.at_level(logging.WARNING):
+        assert train_data(config(subset(folder))).num_train_images == 1
+    assert "3 images in" in caplog.text and "are read: b.gif, c.HEIC, d.tif" in caplog.text
+
+
+def test_links_that_lead_nowhere_are_broken_images_and_captions(tmp_path):
+    folder = draw_images(tmp_path / "train", {"a": (64, 64), "b": (64, 64)})
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "gone.png").symlink_to("not_there.png")
+    (folder / "a.caption").symlink_to("not_there.caption")
+    (folder / "linked.png").symlink_to("b.png")
+    with pytest.raises(ValueError) as error:
+        train_data(config(subset(folder)))
+    assert str(error.value).count("cannot be read") == 2
+    for words in ("loop.png: the image cannot", "gone.png: the image cannot", "a.caption"):
+        assert words in str(error.value)
 
 
 @pytest.mark.parametrize("with_image_dir", [True, False])
@@ -144,7 +167,7 @@ def test_metadata_keys_as_full_path_relative_path_and_stem(tmp_path, with_image_
         "deep.dot.png": "stem in a folder",
     }
     notes = " ".join(data.plan().notes)
-    assert ("1 images" in notes and "big.png" in notes) == with_image_dir
+    assert ("1 image of" in notes and "big.png" in notes) == with_image_dir
     assert dataset_metadata(data)["ss_tag_frequency"] == {"meta.json": {"x": 1, "y": 1, "only": 1, "tags": 1}}
 
 
@@ -166,6 +189,21 @@ def test_metadata_as_json_lines(tmp_path):
     (tmp_path / "meta.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     data = train_data(config(SubsetConfig(metadata_file=str(tmp_path / "meta.jsonl"), image_dir=str(folder))))
     assert sorted(text for batch in data.batches(1, 0) for text in batch.captions) == ["picture a", "picture b"]
+
+
+def test_captions_in_json_lines_may_hold_other_line_breaks(tmp_path):
+    folder = draw_images(tmp_path / "images", {"a": (64, 64)})
+    line = json.dumps({"image_path": "a", "caption": "one\u2028two\x85three"}, ensure_ascii=False)
+    (tmp_path / "meta.jsonl").write_text(f"\n{line}\r\n", encoding="utf-8")
+    settings = config(SubsetConfig(metadata_file=str(tmp_path / "meta.jsonl"), image_dir=str(folder)))
+    assert captions_by_name(train_data(settings)) == {"a.png": "one\u2028two\x85three"}
+
+
+@pytest.mark.parametrize("bad", ["{", '{"caption": "x"}', "3"])
+def test_a_bad_json_line_is_told_with_its_number(tmp_path, bad):
+    (tmp_path / "meta.jsonl").write_text('{"image_path": "a"}\n\n' + bad)
+    with pytest.raises(ValueError, match=r"meta.jsonl' is not valid JSON: .*line 3 column"):
+        train_data(config(SubsetConfig(metadata_file=str(tmp_path / "meta.jsonl"))))
 
 
 def test_all_problems_are_told_at_once(tmp_path):
@@ -198,12 +236,28 @@ def test_all_problems_are_told_at_once(tmp_path):
     assert "one.png" not in text and "two.png" not in text
 
 
+@pytest.mark.parametrize("is_reg", [False, True])
+def test_an_epoch_that_fits_no_memory_is_refused(tmp_path, is_reg):
+    train, other = draw_images(tmp_path / "train", {"a": (64, 64)}), draw_images(tmp_path / "other")
+    long = subset(other, num_repeats=1_000_000_000_000, is_reg=is_reg)
+    with pytest.raises(ValueError) as error:
+        train_data(config(subset(train), long), config(subset(tmp_path / "gone")))
+    for words in (
+        "one epoch would have 4,000,000,000,001 samples, at most 10,000,000 are possible",
+        "[[subsets]] other, 4 images with num_repeats = 1000000000000: lower it",
+        "gone' does not exist",
+    ):
+        assert words in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
         ("{", "not valid JSON"),
         ("[1]", "outermost value"),
         ('{"a": 1}', "has to be an object"),
+        ('{"a": {"caption": "x"}, "a": {"caption": "y"}}', "'a' is there twice"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_bad_metadata_files(tmp_path, content, expected):
@@ -243,7 +297,8 @@ def test_what_is_left_out_is_logged(tmp_path, caplog):
     folder = draw_images(tmp_path / "a")
     other = draw_images(tmp_path / "b")
     (tmp_path / "c").mkdir()
-    dropped = (subset(other, num_repeats=0), subset(folder, num_repeats=3), subset(tmp_path / "c"))
+    again = SubsetConfig(image_dir=f"{folder}/", num_repeats=3)
+    dropped = (subset(other, num_repeats=0), again, subset(tmp_path / "c"))
     with caplog.at_level(logging.WARNING):
         data = train_data(config(subset(folder), *dropped), config(source="second", notes=("about a setting",)))
     assert data.num_train_images == 4
@@ -302,6 +357,13 @@ def test_an_image_smaller_than_the_resolution_is_enlarged(tmp_path):
         (batch,) = train_data(config(subset(folder, **options))).batches(1, 0)
         assert batch.images_BCHW.shape == (1, 3, 64, 64)
         assert batch.size_ids_B6.tolist() == [[30, 40, 8, 0, 64, 64]]
+
+
+def test_a_strip_that_would_take_gigabytes_is_refused_by_name(tmp_path):
+    folder = draw_images(tmp_path / "train", {"thin": (1, 60000), "slim": (4, 400)})
+    with pytest.raises(ValueError, match="1 x 60000 pixels is too thin: it would be enlarged to 64 x 3840000") as error:
+        train_data(config(subset(folder)))
+    assert "thin.png" in str(error.value) and "slim" not in str(error.value)
 
 
 def test_the_seed_decides_everything_random(tmp_path):
@@ -392,6 +454,12 @@ def test_plan(tmp_path):
         "wide.png (80",
     ):
         assert expected in text
+
+
+def test_the_plan_of_one_image_is_in_the_singular(tmp_path):
+    data = train_data(config(subset(draw_images(tmp_path / "cat", {"a": (64, 64)}))))
+    text = "\n".join(plan_lines(data.plan()))
+    assert "1 batch per epoch" in text and "1 image has no caption" in text
 
 
 def test_metadata_for_the_saved_file(tmp_path):

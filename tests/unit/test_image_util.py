@@ -1,6 +1,8 @@
 """Pixels: what is read, turned, flattened, resized and cut, and what is refused."""
 
 import random
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -106,6 +108,13 @@ def test_a_decompression_bomb_is_refused(tmp_path):
     path = saved(tmp_path / "bomb.png", Image.new("1", (20000, 10000)))
     with pytest.raises(ValueError, match=r"bomb\.png"):
         check_image(path)
+
+
+def test_a_large_image_is_read_without_a_warning(tmp_path):
+    path = saved(tmp_path / "large.png", Image.new("1", (10000, 9000)))
+    program = "import sys; from library.data.image_util import check_image; print(check_image(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("(10000, 9000)", "")
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)

@@ -133,23 +133,23 @@ def test_a_wrong_entry_is_made_again_trusted_or_not(image, caplog, trusting, cha
 def test_an_edited_image_is_encoded_again(image: PlacedImage, caplog) -> None:
     Disk([image]).fill()
     draw_image(image.path, seed=1)
-    assert "another image" in why_made_again(Disk([image]), caplog)
+    assert "different: image" in why_made_again(Disk([image]), caplog)
 
 
 def test_another_vae_interpolation_or_resize_is_encoded_again(image: PlacedImage, caplog) -> None:
     Disk([image]).fill()
-    assert "another VAE" in why_made_again(Disk([image], vae="other"), caplog)
+    assert "different: VAE" in why_made_again(Disk([image], vae="other"), caplog)
     other = placed(image.path, resize_interpolation="nearest")
-    assert "another resize interpolation" in why_made_again(Disk([other], vae="other"), caplog)
+    assert "different: resize interpolation" in why_made_again(Disk([other], vae="other"), caplog)
     larger = replace(other, placement=replace(other.placement, resized=(90, 79)))
-    assert "another crop, another size" in why_made_again(Disk([larger], vae="other"), caplog)
+    assert "different: crop, size" in why_made_again(Disk([larger], vae="other"), caplog)
 
 
 def test_a_file_of_another_image_is_not_used(tmp_path: Path, caplog) -> None:
     images = [placed(draw_image(tmp_path / name, seed=seed)) for seed, name in enumerate(("a.png", "b.png"))]
     Disk(images).fill()
     shutil.copy(tmp_path / "a_0080x0070_sdxl.npz", tmp_path / "b_0080x0070_sdxl.npz")
-    assert "another image" in why_made_again(Disk([images[1]]), caplog)
+    assert "different: image" in why_made_again(Disk([images[1]]), caplog)
 
 
 def test_latents_put_beside_an_old_fingerprint_are_found(image: PlacedImage, caplog) -> None:
@@ -207,7 +207,7 @@ def test_transparency_as_mask_or_on_white_are_different_latents(tmp_path: Path, 
     Disk([image]).fill()
     masked = placed(image.path, alpha_mask=True)
     assert "no alpha_mask" in why_made_again(Disk([masked]), caplog)
-    assert "another alpha mask" in why_made_again(Disk([image]), caplog)
+    assert "different: alpha mask" in why_made_again(Disk([image]), caplog)
 
 
 def test_a_mask_left_in_the_file_is_not_used(image: PlacedImage) -> None:
@@ -276,4 +276,4 @@ def test_nothing_is_opened_when_the_index_knows_it(tmp_path: Path, monkeypatch: 
 def test_a_trusting_run_does_not_vouch_for_what_it_took(image: PlacedImage, caplog) -> None:
     Disk([image], vae="other").fill()
     assert Disk([image], trusting=True).fill() == 0
-    assert "another VAE" in why_made_again(Disk([image]), caplog)
+    assert "different: VAE" in why_made_again(Disk([image]), caplog)

@@ -49,7 +49,7 @@ def test_a_mask_has_its_images_name_with_any_ending(tmp_path, caplog):
         data = make(masked(tmp_path / "images", tmp_path / "masks"), kind="masked")
     masks = {image.path.name: image.mask.name for image in data.datasets[0].images}
     assert masks == {"a.png": "a.webp", "b.jpg": "b.png", "b.c.png": "b.c.bmp"}
-    assert "1 masks of" in caplog.text and "unused.png" in caplog.text
+    assert "1 mask of" in caplog.text and "unused.png" in caplog.text
     assert data.has_masks
 
 
@@ -211,7 +211,7 @@ def test_crops_around_a_face_hold_it_and_tell_the_model_their_own_size(tmp_path)
             else:
                 assert caption == "" and size_ids == [64, 80, 6, 0, 64, 64]
     assert min(lit) > 1 / 9 - 0.03 and max(lit) - min(lit) > 0.1  # the crop is up to 3 times as wide as the face
-    assert any("face_crop_aug_range has no effect on 1 images" in note for note in data.plan().notes)
+    assert any("face_crop_aug_range has no effect on 1 image, " in note for note in data.plan().notes)
 
 
 def test_a_face_range_with_buckets_is_noted(tmp_path):
@@ -261,7 +261,7 @@ def test_whole_images_leave_no_trace_of_the_flag(tmp_path):
 def test_a_folder_of_nothing_but_broken_images_is_an_error(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_text("no image")
-    with pytest.raises(ValueError, match="none of its 1 images can be read"):
+    with pytest.raises(ValueError, match="none of its images can be read"):
         make(SubsetConfig(image_dir=str(tmp_path / "images"), source="subset 1"), skip_bad_images=True)
 
 
@@ -311,6 +311,9 @@ def test_caption_files_with_the_other_ending_are_noted(tmp_path):
     (note,) = make(SubsetConfig(image_dir=str(tmp_path / "images"))).plan().notes
     assert "2 images have a .txt file that is not read, since caption_extension is '.caption': a.png, b.png" in note
     assert make(SubsetConfig(image_dir=str(tmp_path / "images"), caption_extension=".txt")).plan().notes == ()
+    (tmp_path / "images" / "a.txt").rename(tmp_path / "images" / "a.TXT")
+    (note,) = make(SubsetConfig(image_dir=str(tmp_path / "images"), caption_extension=".txt")).plan().notes
+    assert "1 image has a .TXT file that is not read" in note
 
 
 def test_metadata_in_another_encoding(tmp_path):

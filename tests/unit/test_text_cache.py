@@ -79,11 +79,13 @@ def test_kohyas_files_are_read_when_they_are_trusted_and_only_then(image: Placed
 def test_another_caption_encoder_precision_or_length_is_encoded_again(image: PlacedImage, caplog) -> None:
     Cache([image]).fill()
     other = replace(image, caption="a blue circle")
-    assert "another caption" in why_made_again(Cache([other]), caplog)
-    assert "another text encoders" in why_made_again(Cache([other], replace(ENCODERS, digest="other")), caplog)
-    assert "another dtype" in why_made_again(Cache([other], replace(ENCODERS, digest="other", dtype="float16")), caplog)
+    assert "different: caption" in why_made_again(Cache([other]), caplog)
+    assert "different: text encoders" in why_made_again(Cache([other], replace(ENCODERS, digest="other")), caplog)
+    assert "different: dtype" in why_made_again(
+        Cache([other], replace(ENCODERS, digest="other", dtype="float16")), caplog
+    )
     weighted = replace(ENCODERS, digest="other", dtype="float16", weighted=True)
-    assert "another weighted captions" in why_made_again(Cache([other], weighted), caplog)
+    assert "different: weighted captions" in why_made_again(Cache([other], weighted), caplog)
     assert "[77, 6]" in why_made_again(Cache([other], replace(ENCODERS, tokens=150)), caplog)
 
 

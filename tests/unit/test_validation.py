@@ -62,7 +62,7 @@ def test_training_uses_its_part_only_and_the_log_says_so(tmp_path: Path, caplog:
     subset = SubsetConfig(image_dir=str(folder), class_tokens="cat", num_repeats=3)
     with caplog.at_level(logging.WARNING):
         made = data(config(subset))
-    assert caplog.text.count("3 of 12 pictures are held back for validation") == 1
+    assert caplog.text.count("3 of 12 pictures held back for validation") == 1
     assert len(held(made)) == made.num_validation_images == 3
     assert not held(made) & trained(made)
     assert len(held(made) | trained(made)) == 12
@@ -100,8 +100,21 @@ def test_a_picture_held_back_in_one_data_set_is_trained_in_none(tmp_path: Path) 
     names = {Path(path).name for path in held(made)}
     assert 6 <= len(names) <= 9
     assert not names & {Path(path).name for path in trained(made)}
-    assert any(note.startswith("second: ") and "of 12 pictures are held back" in note for note in made.plan().notes)
+    assert any(note.startswith("second: ") and "of 12 pictures held back" in note for note in made.plan().notes)
     assert [len(dataset.images) for dataset in made.validation] == [3, 0, 6]
+
+
+def test_a_link_to_a_picture_held_back_is_not_trained(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "train", 8)
+    (tmp_path / "chosen").mkdir()
+    for number in range(8):
+        (tmp_path / "chosen" / f"link{number}.png").symlink_to(folder / f"{number:03}.png")
+    made = data(
+        config(SubsetConfig(image_dir=str(folder))),
+        config(SubsetConfig(image_dir=str(tmp_path / "chosen")), split=0.0),
+    )
+    assert len(held(made)) == 2
+    assert not held(made) & {str(Path(path).resolve()) for path in trained(made)}
 
 
 def test_metadata_files_are_split_too(tmp_path: Path) -> None:
@@ -113,8 +126,10 @@ def test_metadata_files_are_split_too(tmp_path: Path) -> None:
 
 def test_nothing_left_to_train_is_an_error(tmp_path: Path) -> None:
     subset = SubsetConfig(image_dir=str(pictures(tmp_path / "train", 3)))
-    with pytest.raises(ValueError, match=r"all 3 pictures are held back for validation \(validation_split = 1\)"):
+    with pytest.raises(ValueError, match=r"3 pictures are held back for validation \(validation_split = 1\)"):
         data(config(subset, split=1.0))
+    with pytest.raises(ValueError, match="second: 3 pictures are held back for validation .by another data set"):
+        data(config(subset, split=1.0), config(subset, split=0.0, source="second"))
 
 
 def test_broken_pictures_are_found_in_both_parts_and_told_once(tmp_path: Path) -> None:
@@ -129,4 +144,4 @@ def test_broken_pictures_are_found_in_both_parts_and_told_once(tmp_path: Path) -
 def test_few_pictures_and_a_small_share_hold_back_none(tmp_path: Path) -> None:
     made = data(config(SubsetConfig(image_dir=str(pictures(tmp_path / "train", 3))), split=0.1))
     assert made.num_validation_images == 0 and len(trained(made)) == 3
-    assert any("0 of 3 pictures are held back" in note for note in made.plan().notes)
+    assert any("0 of 3 pictures held back" in note for note in made.plan().notes)
