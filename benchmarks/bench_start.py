@@ -41,12 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         options = train_options(args, folder)
         model = Path(options[0].partition("=")[2])
+        model_gb = round(model.stat().st_size / 1e9, 3)
         cold = run(options, model, folder, cold=True)
         warm = [run(options, model, folder, cold=False) for _ in range(args.runs)]
     measure.report(
         {
             "what": "bench_start",
-            "model_gb": round(model.stat().st_size / 1e9, 3),
+            "model_gb": model_gb,
             "options": f"--pixels {args.pixels} --rank {args.rank} --jit {args.jit}",
             "cold": cold,
             **{f"warm {i + 1}": figures for i, figures in enumerate(warm)},
@@ -99,8 +100,8 @@ def drop_from_memory(path: Path) -> None:
 def measured(started: float, figures: Path) -> None:
     """Run the training command with clocks around its phases."""
     import sdxl_train_network
-    from library.data.dataset import TrainDataset
-    from library.runs import run_setup, sdxl_train_util
+    from library.runs import caching
+    from library.runs.sdxl_train_util import SdxlFamily
     from library.training.train_util import TrainStep
 
     seconds = {"imports": round(time.time() - started, 2)}
@@ -129,10 +130,11 @@ def measured(started: float, figures: Path) -> None:
 
         return timed
 
-    watch(TrainDataset, "__init__", "data set")
-    watch(sdxl_train_util.SdxlFamily, "load", "base model read")
-    watch(sdxl_train_util, "build_model", "base model bound")
-    watch(run_setup, "create_network", "network")
+    watch(sdxl_train_network, "read_data", "data set")
+    watch(sdxl_train_network, "show", "plan and memory estimate")
+    watch(sdxl_train_network, "prepare", "preparation")
+    watch(SdxlFamily, "load", "of it base model read")
+    watch(caching, "build_model", "of it base model bound")
     TrainStep.update = step_done(TrainStep.update)  # type: ignore[method-assign]
     sdxl_train_network.main()
     seconds["to the first step"] = round(steps[0] - started, 2)

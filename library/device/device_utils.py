@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 _DTYPES = MappingProxyType({"no": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16})
 DEVICES = ("auto", "CPU", "Ascend")
 _COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
+_RUN_IN_CALLER = "MS_DEV_HOST_BLOCKING_RUN"
+"""MindSpore's switch that has work done by the thread that asks for it, not by queues of other threads."""
 _UNFOLD_FROM = (2, 8)
 """First MindSpore whose CPU convolution is slow (measured on 2.10; 2.7.1 is fast)."""
 
@@ -48,7 +50,10 @@ def init_device(requested: str, flash_attn: bool = False, mixed_precision: str =
     """
     name = _choose(requested)
     _refuse_compile_cache()
-    # Synchronous launch on a CPU: MindSpore's dispatch threads spin and take the cores from the kernels.
+    # On a CPU the caller's thread does everything: MindSpore's queues, and whoever waits for them, spin and take the
+    # cores from the kernels. The variable is read at the first operation.
+    if name == "CPU":
+        os.environ.setdefault(_RUN_IN_CALLER, "1")
     ms.set_context(mode=ms.PYNATIVE_MODE, device_target=name, pynative_synchronize=name == "CPU")
     version = tuple(int(part) for part in ms.__version__.split(".")[:2])
     kernels.UNFOLD_CONV = name == "CPU" and version >= _UNFOLD_FROM
