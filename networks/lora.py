@@ -68,54 +68,51 @@ class LoRAAdapter:
         """The same matrices with all three dropout rates zero."""
         return replace(self, dropout=0.0, rank_dropout=0.0, module_dropout=0.0)
 
-    def build(self, layer: str, salt: int) -> Callable[..., Tensor]:
+    def build(self, first: int, salt: int) -> Callable[..., Tensor]:
         """The adapted forward of one layer, for the graph compiler."""
-        return _build_conv(self, layer, salt) if len(self.shape) == 4 else _build_linear(self, layer, salt)
+        return _build_conv(self, first, salt) if len(self.shape) == 4 else _build_linear(self, first, salt)
 
 
-def _build_linear(adapter: LoRAAdapter, layer: str, salt: int) -> Callable[..., Tensor]:
-    down, up, scale = f"{layer}.{DOWN}", f"{layer}.{UP}", adapter.scale
+def _build_linear(adapter: LoRAAdapter, down: int, salt: int) -> Callable[..., Tensor]:
+    up, scale = down + 1, adapter.scale
     drop = _build_dropouts(adapter, salt)
 
-    def apply(x: Tensor, y: Tensor, weights: dict, key: Tensor) -> Tensor:
-        h = drop(kernels.dense(x, weights[down].astype(x.dtype)), key) * scale
-        return y + kernels.dense(h, weights[up].astype(x.dtype))
+    def apply(x: Tensor, y: Tensor, theta: tuple[Tensor, ...], key: Tensor, batch: int) -> Tensor:
+        h = drop(kernels.dense(x, theta[down].astype(x.dtype)), key, batch)
+        return y + kernels.dense(h if scale == 1.0 else h * scale, theta[up].astype(x.dtype))
 
     return apply
 
 
-def _build_conv(adapter: LoRAAdapter, layer: str, salt: int) -> Callable[..., Tensor]:
-    down, up, scale = f"{layer}.{DOWN}", f"{layer}.{UP}", adapter.scale
+def _build_conv(adapter: LoRAAdapter, down: int, salt: int) -> Callable[..., Tensor]:
+    up, scale = down + 1, adapter.scale
     stride, padding = adapter.stride, adapter.padding
     drop = _build_dropouts(adapter, salt)
 
-    def apply(x: Tensor, y: Tensor, weights: dict, key: Tensor) -> Tensor:
-        h = drop(kernels.conv2d(x, weights[down].astype(x.dtype), None, stride, padding), key) * scale
-        return y + kernels.conv2d(h, weights[up].astype(x.dtype), None, 1, 0)
+    def apply(x: Tensor, y: Tensor, theta: tuple[Tensor, ...], key: Tensor, batch: int) -> Tensor:
+        h = drop(kernels.conv2d(x, theta[down].astype(x.dtype), None, stride, padding), key, batch)
+        return y + kernels.conv2d(h if scale == 1.0 else h * scale, theta[up].astype(x.dtype), None, 1, 0)
 
     return apply
 
 
-def _build_dropouts(adapter: LoRAAdapter, salt: int) -> Callable[[Tensor, Tensor], Tensor]:
+def _build_dropouts(adapter: LoRAAdapter, salt: int) -> Callable[[Tensor, Tensor, int], Tensor]:
     """The dropouts between down and up; masks are a function of the key, so a recomputed block sees the same ones."""
     dropout, rank_dropout, module_dropout = adapter.dropout, adapter.rank_dropout, adapter.module_dropout
     rank = adapter.rank
     is_conv = len(adapter.shape) == 4
     salt = salt * _SALTS_PER_LAYER
 
-    def drop(h: Tensor, key: Tensor) -> Tensor:
+    def drop(h: Tensor, key: Tensor, batch: int) -> Tensor:
         if dropout > 0.0:
             mask = keep_mask(h.size // h.shape[-1], h.shape[-1], dropout, key, salt)
             h = h * mask.reshape(h.shape).astype(h.dtype)
         if rank_dropout > 0.0:
-            batch = h.shape[0]
             mask = keep_mask(batch, rank, rank_dropout, key, salt + 1).astype(h.dtype)
             if is_conv:
                 h = h * mask.reshape(batch, rank, 1, 1)
-            elif h.ndim == 3:
-                h = h * mask.reshape(batch, 1, rank)
             else:
-                h = h * mask
+                h = (h.reshape(batch, -1, rank) * mask.reshape(batch, 1, rank)).reshape(h.shape)
         if module_dropout > 0.0:
             kept = uniform(1, 1, key, salt + 2) >= module_dropout
             h = h * kept.astype(h.dtype).reshape(1)

@@ -35,10 +35,13 @@ _MASKED = -1e9
 """Added to the score of a later token; finite, so that a row never turns into NaN."""
 
 # Operations made here and not where they are used: functions such as ops.tril look theirs up in a table, which
-# MindSpore 2.10 cannot compile inside a gradient.
+# MindSpore 2.10 cannot compile inside a gradient; and the compiler reads the source of every function for every graph.
 _ROW_MEAN, _ROW_SUM = ops.ReduceMean(keep_dims=True), ops.ReduceSum(keep_dims=True)
 _MATMUL_NN, _MATMUL_NT = ops.MatMul(), ops.MatMul(transpose_b=True)
-_CONCAT_TOKENS, _TRIL = ops.Concat(2), ops.Tril()
+_CONCAT_TOKENS, _CONCAT_LAST, _HALVES = ops.Concat(2), ops.Concat(-1), ops.Split(-1, 2)
+_BIAS_ADD, _TRANSPOSE, _TRIL, _ZEROS_LIKE = ops.BiasAdd(), ops.Transpose(), ops.Tril(), ops.ZerosLike()
+_RSQRT, _SOFTMAX, _SIGMOID = ops.Rsqrt(), ops.Softmax(-1), ops.Sigmoid()
+_EXP, _ERF = ops.Exp(), ops.Erf()
 _BATCH_NN, _BATCH_NT, _BATCH_TN = (
     ops.BatchMatMul(),
     ops.BatchMatMul(transpose_b=True),
@@ -46,17 +49,14 @@ _BATCH_NN, _BATCH_NT, _BATCH_TN = (
 )
 
 
-def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor:
-    """Linear layer: x [..., in] times weight [out, in] transposed, plus bias [out].
+def dense(rows: Tensor, weight: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor:
+    """Linear layer: rows [R, in] times weight [out, in] transposed, plus bias [out].
 
-    One matrix product on rows, whose gradients are matrix products too; ``ops.dense`` has transposes in its.
+    One matrix product whose gradients are matrix products too; ``ops.dense`` has transposes in its.
     ``transposed`` says that the weight is held as [in, out].
     """
-    rows = x.reshape(-1, x.shape[-1])
-    rows = _MATMUL_NN(rows, weight) if transposed else _MATMUL_NT(rows, weight)
-    if bias is not None:
-        rows = ops.bias_add(rows, bias)
-    return rows.reshape(x.shape[:-1] + (rows.shape[-1],))
+    y = _MATMUL_NN(rows, weight) if transposed else _MATMUL_NT(rows, weight)
+    return y if bias is None else _BIAS_ADD(y, bias)
 
 
 def conv2d(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
@@ -67,7 +67,7 @@ def conv2d(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad
         y = ops.conv2d(x_BCHW, weight, None, stride, "valid")
     else:
         y = ops.conv2d(x_BCHW, weight, None, stride, "pad", padding)
-    return y if bias is None else ops.bias_add(y, bias)
+    return y if bias is None else _BIAS_ADD(y, bias)
 
 
 def _conv2d_unfolded(x_BCHW: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -94,7 +94,7 @@ class _GroupNorm(nn.Cell):
         batch, channels, height, width = x.shape
         centred, scale = _centre(x.astype(mstype.float32).reshape(batch * GROUPS, -1), self.eps)
         y = centred.reshape(batch * channels, -1) * _columns(self._gain(scale, weight, batch), height * width)
-        return ops.bias_add(y.reshape(x.shape), bias.astype(mstype.float32)).astype(x.dtype)
+        return _BIAS_ADD(y.reshape(x.shape), bias.astype(mstype.float32)).astype(x.dtype)
 
     def bprop(self, x, weight, bias, out, d_out):  # type: ignore[no-untyped-def]
         batch, channels, height, width = x.shape
@@ -102,7 +102,7 @@ class _GroupNorm(nn.Cell):
         d = d_out.astype(mstype.float32).reshape(batch * channels, -1)
         d = d * _columns(self._gain(scale, weight, batch), height * width)
         d = _norm_gradient(d.reshape(batch * GROUPS, -1), centred, scale)
-        return d.reshape(x.shape).astype(x.dtype), ops.zeros_like(weight), ops.zeros_like(bias)
+        return d.reshape(x.shape).astype(x.dtype), _ZEROS_LIKE(weight), _ZEROS_LIKE(bias)
 
     def _gain(self, scale, weight, batch):  # type: ignore[no-untyped-def]
         """What each channel of each image is multiplied by: [B C, 1]."""
@@ -117,20 +117,20 @@ class _LayerNorm(nn.Cell):
 
     def construct(self, x, weight, bias):  # type: ignore[no-untyped-def]
         centred, scale = _centre(x.astype(mstype.float32).reshape(-1, x.shape[-1]), LAYER_NORM_EPS)
-        y = ops.bias_add(centred * _outer(scale, weight), bias.astype(mstype.float32))
+        y = _BIAS_ADD(centred * _outer(scale, weight), bias.astype(mstype.float32))
         return y.reshape(x.shape).astype(x.dtype)
 
     def bprop(self, x, weight, bias, out, d_out):  # type: ignore[no-untyped-def]
         centred, scale = _centre(x.astype(mstype.float32).reshape(-1, x.shape[-1]), LAYER_NORM_EPS)
         d = d_out.astype(mstype.float32).reshape(-1, x.shape[-1]) * _outer(scale, weight)
         d = _norm_gradient(d, centred, scale)
-        return d.reshape(x.shape).astype(x.dtype), ops.zeros_like(weight), ops.zeros_like(bias)
+        return d.reshape(x.shape).astype(x.dtype), _ZEROS_LIKE(weight), _ZEROS_LIKE(bias)
 
 
 def _centre(rows: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Rows less their means, and one over each row's standard deviation as a column."""
     centred = rows - _columns(_ROW_MEAN(rows, -1), rows.shape[1])
-    return centred, ops.rsqrt(_ROW_MEAN(centred * centred, -1) + eps)
+    return centred, _RSQRT(_ROW_MEAN(centred * centred, -1) + eps)
 
 
 def _norm_gradient(d_scaled: Tensor, centred: Tensor, scale: Tensor) -> Tensor:
@@ -164,16 +164,14 @@ class _GatedGelu(nn.Cell):
         super().__init__(auto_prefix=False)
 
     def construct(self, x):  # type: ignore[no-untyped-def]
-        half = x.shape[-1] // 2
-        gate = x[..., half:]
-        return x[..., :half] * gate * _normal_cdf(gate)
+        value, gate = _HALVES(x)
+        return value * gate * _normal_cdf(gate)
 
     def bprop(self, x, out, d_out):  # type: ignore[no-untyped-def]
-        half = x.shape[-1] // 2
-        value, gate = x[..., :half], x[..., half:]
+        value, gate = _HALVES(x)
         cdf = _normal_cdf(gate)
-        density = ops.exp(gate * gate * -0.5) * _INV_SQRT_2PI
-        return (ops.concat((d_out * gate * cdf, d_out * value * (cdf + gate * density)), -1),)
+        density = _EXP(gate * gate * -0.5) * _INV_SQRT_2PI
+        return (_CONCAT_LAST((d_out * gate * cdf, d_out * value * (cdf + gate * density))),)
 
 
 class _Attention(nn.Cell):
@@ -206,7 +204,7 @@ class _Attention(nn.Cell):
 
     def bprop(self, q, k, v, out, d_out):  # type: ignore[no-untyped-def]
         q, k, v, d_out = _split_heads(q), _split_heads(k), _split_heads(v), _split_heads(d_out)
-        keys, values = _less_common(k), _less_common(v)
+        keys, values = _less_common(k), _less_common(v) * _HEAD_SCALE
         chunks = self._chunks(q, k)
         if chunks == 1:
             d_q, d_k, d_v = self._gradient(q, k, keys, values, d_out)
@@ -223,17 +221,18 @@ class _Attention(nn.Cell):
         return _join_heads(_CONCAT_TOKENS(parts)), _join_heads(d_k), _join_heads(d_v)
 
     def _gradient(self, q, k, keys, values, d_out):  # type: ignore[no-untyped-def]
+        # The values come multiplied with the scale of the scores, which so is in the gradients of queries and keys.
         p = self._weights(q, k)
         d_p = _BATCH_NT(d_out, values)
         d_scores = _softmax_gradient(p.reshape(-1, p.shape[-1]), d_p.reshape(-1, p.shape[-1])).reshape(p.shape)
-        return _BATCH_NN(d_scores, keys) * _HEAD_SCALE, _BATCH_TN(d_scores, q) * _HEAD_SCALE, _BATCH_TN(p, d_out)
+        return _BATCH_NN(d_scores, keys), _BATCH_TN(d_scores, q), _BATCH_TN(p, d_out)
 
     def _weights(self, q, k):  # type: ignore[no-untyped-def]
         scores = _BATCH_NT(q * _HEAD_SCALE, k).astype(mstype.float32)
         if self.causal:
             tokens = q.shape[2]
             scores = scores + (1.0 - _TRIL(ops.ones((tokens, tokens), mstype.float32))) * _MASKED
-        return ops.softmax(scores, -1).astype(q.dtype)
+        return _SOFTMAX(scores).astype(q.dtype)
 
     def _chunks(self, q, k):  # type: ignore[no-untyped-def]
         """Into how many equal parts the queries are cut."""
@@ -248,8 +247,9 @@ class _Attention(nn.Cell):
 
 def _less_common(x_BNSH: Tensor) -> Tensor:
     """Each head's tokens less their mean, by products: MindSpore's mean over an inner axis is slow on a CPU."""
-    ones = ops.ones(x_BNSH.shape[:3] + (1,), x_BNSH.dtype)
-    return x_BNSH - _BATCH_NN(ones, _BATCH_TN(ones, x_BNSH) * (1.0 / x_BNSH.shape[2]))
+    column = x_BNSH.shape[:3] + (1,)
+    share = ops.fill(x_BNSH.dtype, column, 1.0 / x_BNSH.shape[2])
+    return x_BNSH - _BATCH_NN(ops.ones(column, x_BNSH.dtype), _BATCH_TN(share, x_BNSH))
 
 
 def _softmax_gradient(p: Tensor, d_p: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ class _Known(nn.Cell):
         return value
 
     def bprop(self, computed, value, out, d_out):  # type: ignore[no-untyped-def]
-        return d_out, ops.zeros_like(value)
+        return d_out, _ZEROS_LIKE(value)
 
 
 class _SplitFlat(nn.Cell):
@@ -294,17 +294,17 @@ class _SplitFlat(nn.Cell):
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
-    return (ops.erf(x * _INV_SQRT2) + 1.0) * 0.5
+    return (_ERF(x * _INV_SQRT2) + 1.0) * 0.5
 
 
 def _split_heads(x_BTD: Tensor) -> Tensor:
     batch, tokens, width = x_BTD.shape
-    return ops.transpose(x_BTD.reshape(batch, tokens, width // HEAD_WIDTH, HEAD_WIDTH), (0, 2, 1, 3))
+    return _TRANSPOSE(x_BTD.reshape(batch, tokens, width // HEAD_WIDTH, HEAD_WIDTH), (0, 2, 1, 3))
 
 
 def _join_heads(x_BNTH: Tensor) -> Tensor:
     batch, heads, tokens, width = x_BNTH.shape
-    return ops.transpose(x_BNTH, (0, 2, 1, 3)).reshape(batch, tokens, heads * width)
+    return _TRANSPOSE(x_BNTH, (0, 2, 1, 3)).reshape(batch, tokens, heads * width)
 
 
 _GROUP_NORMS = {eps: _GroupNorm(eps) for eps in (1e-5, 1e-6)}
@@ -350,19 +350,23 @@ def gated_gelu(x: Tensor) -> Tensor:
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), the activation of CLIP-L."""
-    return x * ops.sigmoid(x * 1.702)
+    return x * _SIGMOID(x * 1.702)
 
 
-def attention(q_BTD: Tensor, k_BSD: Tensor, v_BSD: Tensor) -> Tensor:
-    """Scaled dot-product attention of heads 64 wide: queries, keys, values to [B, T, D]."""
+def attention(q: Tensor, k: Tensor, v: Tensor, batch: int) -> Tensor:
+    """Scaled dot-product attention of heads 64 wide: rows [B T, D], [B S, D], [B S, D] to rows [B T, D]."""
+    width = q.shape[1]
+    q, k, v = q.reshape(batch, -1, width), k.reshape(batch, -1, width), v.reshape(batch, -1, width)
     if FLASH_ATTENTION:
-        return _flash(q_BTD, k_BSD, v_BSD)
-    return _ATTENTION(q_BTD, k_BSD, v_BSD)
+        return _flash(q, k, v).reshape(-1, width)
+    return _ATTENTION(q, k, v).reshape(-1, width)
 
 
-def causal_attention(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, batch: int) -> Tensor:
     """The same where a token sees itself and earlier ones only."""
-    return _CAUSAL_ATTENTION(q_BTD, k_BTD, v_BTD)
+    width = q.shape[1]
+    q, k, v = q.reshape(batch, -1, width), k.reshape(batch, -1, width), v.reshape(batch, -1, width)
+    return _CAUSAL_ATTENTION(q, k, v).reshape(-1, width)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -377,7 +381,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def add_to_channels(x_BCHW: Tensor, shift_BC: Tensor) -> Tensor:
     """Add a number of its own to each channel of each image."""
     batch, channels, height, width = x_BCHW.shape
-    flat = ops.bias_add(x_BCHW.reshape(1, batch * channels, height, width), shift_BC.reshape(-1))
+    flat = _BIAS_ADD(x_BCHW.reshape(1, batch * channels, height, width), shift_BC.reshape(-1))
     return flat.reshape(x_BCHW.shape)
 
 

@@ -1,9 +1,9 @@
 """Blocks: the unit that is compiled, recomputed and adapted.
 
 A model is a sequence of block calls. A block function is pure: ``function(*inputs, parts)``, where ``parts`` carries
-the block's frozen weights under their local names, the adapters of its layers, a random key, and results that are
-already known. Equal blocks (the same function, weight names and adapters) share one compiled program whatever their
-weights, because weights are inputs.
+the block's frozen weights, the adapters of its layers, a random key, and results that are already known (``Parts``).
+Equal blocks (the same function, weight names and adapters) share one compiled program whatever their weights, because
+weights are inputs.
 """
 
 from collections.abc import Callable, Mapping
@@ -52,52 +52,74 @@ def make_block(
     return Block(part, function, prefix, names, arity, kept)
 
 
-def linear(x: Tensor, name: str, parts: tuple) -> Tensor:
-    """The linear layer ``name`` of a block, with its adapter where it has one."""
-    weights, adapters, key, _ = parts
+# --- for block functions ----------------------------------------------------------------------------------------------
+Parts = tuple
+"""What a block function is given beside its inputs, in this order:
+
+    names     local name of a weight -> its position in ``frozen``
+    frozen    the weights
+    adapters  layer name -> what its adapter computes
+    theta     the adapters' tensors
+    key       random key of this call
+    batch     number of samples
+    known     name of a product -> its position in ``kept``; empty where nothing is kept
+    kept      results that need not be computed again
+
+Names are looked up while a graph is compiled. Tensors are in tuples because a graph in which dictionaries of them are
+made takes a fifth longer to compile.
+"""
+
+
+def weight(name: str, parts: Parts) -> Tensor:
+    """A weight by its local name."""
+    names, frozen = parts[0], parts[1]
+    return frozen[names[name]]
+
+
+def linear(rows: Tensor, name: str, parts: Parts) -> Tensor:
+    """The linear layer ``name`` of a block, with its adapter where it has one: rows [R, in] to [R, out]."""
+    names, frozen, adapters, theta, key, batch, _, _ = parts
     bias = None
-    if name + ".bias" in weights:
-        bias = weights[name + ".bias"]
-    y = kernels.dense(x, weights[name + ".weight"], bias, name in TRANSPOSED)
+    if name + ".bias" in names:
+        bias = frozen[names[name + ".bias"]]
+    y = kernels.dense(rows, frozen[names[name + ".weight"]], bias, name in TRANSPOSED)
     if name in adapters:
-        y = adapters[name](x, y, weights, key)
+        y = adapters[name](rows, y, theta, key, batch)
     return _known(y, name, parts)
 
 
-def conv(x_BCHW: Tensor, name: str, stride: int, padding: int, parts: tuple) -> Tensor:
+def conv(x_BCHW: Tensor, name: str, stride: int, padding: int, parts: Parts) -> Tensor:
     """The convolution ``name`` of a block, with its adapter where it has one."""
-    weights, adapters, key, _ = parts
-    y = kernels.conv2d(x_BCHW, weights[name + ".weight"], weights[name + ".bias"], stride, padding)
+    names, frozen, adapters, theta, key, batch, _, _ = parts
+    y = kernels.conv2d(x_BCHW, frozen[names[name + ".weight"]], frozen[names[name + ".bias"]], stride, padding)
     if name in adapters:
-        y = adapters[name](x_BCHW, y, weights, key)
+        y = adapters[name](x_BCHW, y, theta, key, batch)
     return _known(y, name, parts)
 
 
-def attention(q_BTD: Tensor, k_BSD: Tensor, v_BSD: Tensor, name: str, parts: tuple) -> Tensor:
-    """The attention ``name`` of a block."""
-    return _known(kernels.attention(q_BTD, k_BSD, v_BSD), name, parts)
+def attention(q: Tensor, k: Tensor, v: Tensor, name: str, parts: Parts) -> Tensor:
+    """The attention ``name`` of a block: rows [B T, D], [B S, D], [B S, D] to rows [B T, D]."""
+    return _known(kernels.attention(q, k, v, parts[5]), name, parts)
 
 
-def causal_attention(q_BTD: Tensor, k_BTD: Tensor, v_BTD: Tensor, name: str, parts: tuple) -> Tensor:
-    """The attention ``name`` of a block, where a token sees itself and earlier ones only."""
-    return _known(kernels.causal_attention(q_BTD, k_BTD, v_BTD), name, parts)
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, name: str, parts: Parts) -> Tensor:
+    """The attention ``name`` of a block, where a token sees itself and earlier ones only; all are rows [B T, D]."""
+    return _known(kernels.causal_attention(q, k, v, parts[5]), name, parts)
 
 
-def _known(computed: Tensor, name: str, parts: tuple) -> Tensor:
+def _known(computed: Tensor, name: str, parts: Parts) -> Tensor:
     """A result, or what was kept of it in the forward pass."""
-    kept = parts[3]
-    if name in kept:
-        return kernels.known(computed, kept[name])
+    known, kept = parts[6], parts[7]
+    if name in known:
+        return kernels.known(computed, kept[known[name]])
     return computed
 
 
-def layer_norm(x: Tensor, name: str, parts: tuple) -> Tensor:
+def layer_norm(rows: Tensor, name: str, parts: Parts) -> Tensor:
     """The layer normalisation ``name`` of a block."""
-    weights = parts[0]
-    return kernels.layer_norm(x, weights[name + ".weight"], weights[name + ".bias"])
+    return kernels.layer_norm(rows, weight(name + ".weight", parts), weight(name + ".bias", parts))
 
 
-def group_norm(x_BCHW: Tensor, name: str, eps: float, parts: tuple) -> Tensor:
+def group_norm(x_BCHW: Tensor, name: str, eps: float, parts: Parts) -> Tensor:
     """The group normalisation ``name`` of a block."""
-    weights = parts[0]
-    return kernels.group_norm(x_BCHW, weights[name + ".weight"], weights[name + ".bias"], eps)
+    return kernels.group_norm(x_BCHW, weight(name + ".weight", parts), weight(name + ".bias", parts), eps)

@@ -10,43 +10,43 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from library.device import kernels
-from library.models.block import Block, causal_attention, layer_norm, linear, make_block
+from library.models.block import Block, Parts, causal_attention, layer_norm, linear, make_block, weight
 from library.models.unet import Run
 
 END_OF_TEXT = 49407
 
 
 # --- block functions ------------------------------------------------------------------------------------------------
-def embed_tokens(ids_BT: Tensor, parts: tuple) -> Tensor:
+def embed_tokens(ids_BT: Tensor, parts: Parts) -> Tensor:
     """Token plus position embeddings [B, T, D]."""
-    weights = parts[0]
-    tokens = ops.gather(weights["token_embedding.weight"], ids_BT, 0)
-    return tokens + weights["position_embedding.weight"]
+    tokens = ops.gather(weight("token_embedding.weight", parts), ids_BT, 0)
+    return tokens + weight("position_embedding.weight", parts)
 
 
-def clip_layer_quick_gelu(x_BTD: Tensor, parts: tuple) -> tuple[Tensor, tuple[Tensor, ...]]:
+def clip_layer_quick_gelu(x_BTD: Tensor, parts: Parts) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A transformer layer of CLIP-L; keeps all products."""
-    a, kept = _self_attention(layer_norm(x_BTD, "layer_norm1", parts), parts)
-    h = x_BTD + a
+    h, kept = _self_attention(x_BTD, parts)
     inner = linear(layer_norm(h, "layer_norm2", parts), "mlp.fc1", parts)
-    return h + linear(kernels.quick_gelu(inner), "mlp.fc2", parts), (*kept, inner)
+    return (h + linear(kernels.quick_gelu(inner), "mlp.fc2", parts)).reshape(x_BTD.shape), (*kept, inner)
 
 
-def clip_layer_gelu(x_BTD: Tensor, parts: tuple) -> tuple[Tensor, tuple[Tensor, ...]]:
+def clip_layer_gelu(x_BTD: Tensor, parts: Parts) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A transformer layer of OpenCLIP bigG; keeps all products."""
-    a, kept = _self_attention(layer_norm(x_BTD, "layer_norm1", parts), parts)
-    h = x_BTD + a
+    h, kept = _self_attention(x_BTD, parts)
     inner = linear(layer_norm(h, "layer_norm2", parts), "mlp.fc1", parts)
-    return h + linear(kernels.gelu(inner), "mlp.fc2", parts), (*kept, inner)
+    return (h + linear(kernels.gelu(inner), "mlp.fc2", parts)).reshape(x_BTD.shape), (*kept, inner)
 
 
-def _self_attention(x_BTD: Tensor, parts: tuple) -> tuple[Tensor, tuple[Tensor, ...]]:
-    q = linear(x_BTD, "self_attn.q_proj", parts)
-    k = linear(x_BTD, "self_attn.k_proj", parts)
-    v = linear(x_BTD, "self_attn.v_proj", parts)
+def _self_attention(x_BTD: Tensor, parts: Parts) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Rows of tokens with attention added, and what is kept."""
+    rows = x_BTD.reshape(-1, x_BTD.shape[-1])
+    h = layer_norm(rows, "layer_norm1", parts)
+    q = linear(h, "self_attn.q_proj", parts)
+    k = linear(h, "self_attn.k_proj", parts)
+    v = linear(h, "self_attn.v_proj", parts)
     a = causal_attention(q, k, v, "self_attn", parts)
     y = linear(a, "self_attn.out_proj", parts)
-    return y, (q, k, v, a, y)
+    return rows + y, (q, k, v, a, y)
 
 
 CLIP_LAYER_KEPT = tuple(f"self_attn{layer}" for layer in (".q_proj", ".k_proj", ".v_proj", "", ".out_proj")) + (
@@ -54,11 +54,11 @@ CLIP_LAYER_KEPT = tuple(f"self_attn{layer}" for layer in (".q_proj", ".k_proj", 
 )
 
 
-def pool_and_project(hidden_BTD: Tensor, position_BT: Tensor, parts: tuple) -> Tensor:
+def pool_and_project(hidden_BTD: Tensor, position_BT: Tensor, parts: Parts) -> Tensor:
     """Final norm, the token marked by the one-hot rows of ``position_BT``, projection: [B, D]."""
     normed = layer_norm(hidden_BTD, "text_model.final_layer_norm", parts)
     chosen = (normed * position_BT.expand_dims(-1)).sum(1)
-    return kernels.dense(chosen, parts[0]["text_projection.weight"])
+    return kernels.dense(chosen, weight("text_projection.weight", parts))
 
 
 # --- layout -----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ all of them are inputs of the compiled graph, so equal blocks never compile twic
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,26 +18,12 @@ from library.device.random import key_tensor
 from library.models.block import Block
 
 AdapterEntry = tuple[str, object]
-"""(local layer name, adapter); the adapter has ``shapes()`` and ``build(layer, salt)``, see networks.network_base."""
+"""(local layer name, adapter); the adapter has ``shapes()`` and ``build(first, salt)``, see networks.network_base."""
 
 
-@dataclass(frozen=True)
-class Slot:
-    """Where one adapter tensor lies in its block's flat vector."""
-
-    name: str
-    """Local name: ``attn1.to_q.lora_down.weight``"""
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
-
-
-def slots_of(adapters: tuple[AdapterEntry, ...]) -> tuple[Slot, ...]:
-    """The layout of a block's flat adapter vector."""
-    return tuple(Slot(f"{layer}.{suffix}", shape) for layer, a in adapters for suffix, shape in a.shapes().items())
+def shapes_of(adapters: tuple[AdapterEntry, ...]) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a block's adapter tensors, in the order in which its flat vector holds them."""
+    return tuple(shape for _, adapter in adapters for shape in adapter.shapes().values())
 
 
 @dataclass
@@ -80,18 +65,16 @@ def program(
         names: local names of the frozen weights.
         arity: number of inputs.
         kept_names: what the function returns behind its output.
-        adapters: the block's adapters, in the order in which the flat vector holds them.
+        adapters: the block's adapters, in the order of their tensors.
         compiled: compile to graphs; False runs operation by operation, for debugging.
     """
-    slots = slots_of(adapters)
-    applies = {layer: adapter.build(layer, salt) for salt, (layer, adapter) in enumerate(adapters)}
-    forward = _make_forward(function, names, kept_names, slots, applies)
-
-    def run(*arguments):  # type: ignore[no-untyped-def]  # read by the graph compiler
-        return forward(arguments[:arity], arguments[arity], arguments[arity + 1], arguments[arity + 2 :], ())[0]
+    forward = _make_forward(function, names, kept_names, adapters)
 
     def run_and_keep(*arguments):  # type: ignore[no-untyped-def]  # read by the graph compiler
         return forward(arguments[:arity], arguments[arity], arguments[arity + 1], arguments[arity + 2 :], ())
+
+    def run(*arguments):  # type: ignore[no-untyped-def]  # read by the graph compiler
+        return run_and_keep(*arguments)[0]
 
     def make_vjp(wanted: tuple[int, ...]) -> Callable[..., tuple[Tensor, ...]]:
         vjp = _make_vjp(_OF_ARITY[arity](forward), arity, wanted)
@@ -106,26 +89,23 @@ def _make_forward(
     function: Callable[..., Any],
     names: tuple[str, ...],
     kept_names: tuple[str, ...],
-    slots: tuple[Slot, ...],
-    applies: Mapping[str, Callable],
+    adapters: tuple[AdapterEntry, ...],
 ) -> Callable[..., tuple[Tensor, tuple[Tensor, ...]]]:
     """(inputs, theta, key, frozen, kept) -> (output, what to keep), for use inside a graph."""
-    slot_names = tuple(slot.name for slot in slots)
-    split = kernels.make_split(tuple(slot.shape for slot in slots))
+    name_at = {name: i for i, name in enumerate(names)}
+    kept_at = {name: i for i, name in enumerate(kept_names)}
     returns_kept = bool(kept_names)
+    split = kernels.make_split(shapes_of(adapters))
+    applies, first = {}, 0
+    for salt, (layer, adapter) in enumerate(adapters):
+        applies[layer] = adapter.build(first, salt)
+        first += len(adapter.shapes())
 
     def forward(inputs, theta, key, frozen, kept):  # type: ignore[no-untyped-def]  # read by the graph compiler
-        weights = {}
-        for i in range(len(names)):
-            weights[names[i]] = frozen[i]
-        if len(slot_names) > 0:
-            pieces = split(theta)
-            for i in range(len(slot_names)):
-                weights[slot_names[i]] = pieces[i]
-        known = {}
-        for i in range(len(kept)):
-            known[kept_names[i]] = kept[i]
-        result = function(*inputs, (weights, applies, key, known))
+        known = kept_at if len(kept) > 0 else {}
+        batch = inputs[0].shape[0]
+        pieces = split(theta) if len(applies) > 0 else ()
+        result = function(*inputs, (name_at, frozen, applies, pieces, key, batch, known, kept))
         if returns_kept:
             return result
         return result, ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from mindspore import Tensor, ops
 
-from library.models.block import Block
+from library.models.block import Block, Parts
 from library.models.clip_text import ClipTextSpec, clip_text_forward
 from library.models.unet import Run, UNetSpec, sinusoidal_embedding, unet_forward
 
@@ -59,7 +59,7 @@ def join_context(chunks: int) -> Block:
     Kept are the first token of the first chunk, the 75 in the middle of every chunk, and the last of the last one.
     """
 
-    def join(hidden1: Tensor, hidden2: Tensor, parts: tuple) -> Tensor:
+    def join(hidden1: Tensor, hidden2: Tensor, parts: Parts) -> Tensor:
         hidden = ops.concat((hidden1, hidden2), -1)
         if chunks == 1:
             return hidden
@@ -71,7 +71,7 @@ def join_context(chunks: int) -> Block:
     return Block("", join, "", (), 2)
 
 
-def weigh_context(context_BTD: Tensor, weights_BT1: Tensor, parts: tuple) -> Tensor:
+def weigh_context(context_BTD: Tensor, weights_BT1: Tensor, parts: Parts) -> Tensor:
     """Context with every token's hidden state multiplied by its weight."""
     return context_BTD * weights_BT1.astype(context_BTD.dtype)
 
@@ -89,7 +89,7 @@ def joined_weights(weights_BNT: np.ndarray) -> np.ndarray:
 def join_vector(chunks: int) -> Block:
     """Block (pooled [B*N, D], size embeddings [B, E]) -> vector [B, D + E]; pooled is the first chunk's."""
 
-    def join(pooled: Tensor, size_embeddings: Tensor, parts: tuple) -> Tensor:
+    def join(pooled: Tensor, size_embeddings: Tensor, parts: Parts) -> Tensor:
         batch = size_embeddings.shape[0]
         return ops.concat((pooled.reshape(batch, chunks, -1)[:, 0], size_embeddings.astype(pooled.dtype)), 1)
 

@@ -13,7 +13,7 @@ from mindspore import Tensor, ops
 from mindspore import dtype as mstype
 
 from library.device import kernels
-from library.models.block import Block, attention, conv, group_norm, layer_norm, linear, make_block
+from library.models.block import Block, Parts, attention, conv, group_norm, layer_norm, linear, make_block, weight
 
 PART = "unet"
 RESNET_EPS = 1e-5
@@ -30,21 +30,21 @@ Run = Callable[..., Tensor]
 
 
 # --- block functions ------------------------------------------------------------------------------------------------
-def embed_time(sinusoid_BM: Tensor, vector_BV: Tensor, parts: tuple) -> Tensor:
+def embed_time(sinusoid_BM: Tensor, vector_BV: Tensor, parts: Parts) -> Tensor:
     """Time and size conditioning to one embedding [B, 4M]."""
-    dtype = parts[0]["time_embed.0.weight"].dtype
+    dtype = weight("time_embed.0.weight", parts).dtype
     sinusoid_BM, vector_BV = sinusoid_BM.astype(dtype), vector_BV.astype(dtype)
     time = linear(kernels.silu(linear(sinusoid_BM, "time_embed.0", parts)), "time_embed.2", parts)
     label = linear(kernels.silu(linear(vector_BV, "label_emb.0.0", parts)), "label_emb.0.2", parts)
     return time + label
 
 
-def conv_in(x_BCHW: Tensor, parts: tuple) -> Tensor:
+def conv_in(x_BCHW: Tensor, parts: Parts) -> Tensor:
     """The first convolution; from here on in the type of the weights."""
-    return conv(x_BCHW.astype(parts[0]["0.weight"].dtype), "0", 1, 1, parts)
+    return conv(x_BCHW.astype(weight("0.weight", parts).dtype), "0", 1, 1, parts)
 
 
-def res_block(x_BCHW: Tensor, emb_BE: Tensor, parts: tuple) -> tuple[Tensor, tuple[Tensor, ...]]:
+def res_block(x_BCHW: Tensor, emb_BE: Tensor, parts: Parts) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Two convolutions with the embedding added between, and a shortcut; keeps the first one's result."""
     h = kernels.silu(group_norm(x_BCHW, "in_layers.0", RESNET_EPS, parts))
     kept = conv(h, "in_layers.2", 1, 1, parts)
@@ -52,63 +52,67 @@ def res_block(x_BCHW: Tensor, emb_BE: Tensor, parts: tuple) -> tuple[Tensor, tup
     h = kernels.add_to_channels(kept, shift_BC)
     h = kernels.silu(group_norm(h, "out_layers.0", RESNET_EPS, parts))
     h = conv(h, "out_layers.3", 1, 1, parts)
-    if "skip_connection.weight" in parts[0]:
+    if "skip_connection.weight" in parts[0]:  # the weights' names
         return conv(x_BCHW, "skip_connection", 1, 0, parts) + h, (kept,)
     return x_BCHW + h, (kept,)
 
 
 def res_block_with_skip(
-    x_BCHW: Tensor, skip_BCHW: Tensor, emb_BE: Tensor, parts: tuple
+    x_BCHW: Tensor, skip_BCHW: Tensor, emb_BE: Tensor, parts: Parts
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A res block of the decoder: the encoder's output of the same size is appended to the channels first."""
     return res_block(ops.concat((x_BCHW, skip_BCHW), 1), emb_BE, parts)
 
 
-def downsample(x_BCHW: Tensor, parts: tuple) -> Tensor:
+def downsample(x_BCHW: Tensor, parts: Parts) -> Tensor:
     """Strided convolution; halves height and width."""
     return conv(x_BCHW, "op", 2, 1, parts)
 
 
-def upsample(x_BCHW: Tensor, parts: tuple) -> Tensor:
+def upsample(x_BCHW: Tensor, parts: Parts) -> Tensor:
     """Nearest neighbour to twice the size, then a convolution."""
     return conv(kernels.upsample_nearest_2x(x_BCHW), "conv", 1, 1, parts)
 
 
-def transformer_in(x_BCHW: Tensor, parts: tuple) -> Tensor:
+def transformer_in(x_BCHW: Tensor, parts: Parts) -> Tensor:
     """Normalise, turn pixels into tokens, project: [B, T, D]."""
     batch, channels, height, width = x_BCHW.shape
     h = group_norm(x_BCHW, "norm", TRANSFORMER_NORM_EPS, parts)
-    return linear(h.reshape(batch, channels, height * width).swapaxes(1, 2), "proj_in", parts)
+    rows = h.reshape(batch, channels, height * width).swapaxes(1, 2).reshape(-1, channels)
+    return linear(rows, "proj_in", parts).reshape(batch, height * width, -1)
 
 
-def transformer_block(x_BTD: Tensor, context_BSX: Tensor, parts: tuple) -> tuple[Tensor, tuple[Tensor, ...]]:
+def transformer_block(x_BTD: Tensor, context_BSX: Tensor, parts: Parts) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Self-attention, attention to the text, gated feed-forward, each with a residual; keeps all products."""
-    h = layer_norm(x_BTD, "norm1", parts)
+    rows = x_BTD.reshape(-1, x_BTD.shape[-1])
+    h = layer_norm(rows, "norm1", parts)
     a, kept1 = _attend(h, h, "attn1", parts)
-    x_BTD = x_BTD + a
-    h = layer_norm(x_BTD, "norm2", parts)
-    a, kept2 = _attend(h, context_BSX, "attn2", parts)
-    x_BTD = x_BTD + a
-    h = linear(layer_norm(x_BTD, "norm3", parts), "ff.net.0.proj", parts)
-    return x_BTD + linear(kernels.gated_gelu(h), "ff.net.2", parts), (*kept1, *kept2, h)
+    rows = rows + a
+    h = layer_norm(rows, "norm2", parts)
+    a, kept2 = _attend(h, context_BSX.reshape(-1, context_BSX.shape[-1]), "attn2", parts)
+    rows = rows + a
+    h = linear(layer_norm(rows, "norm3", parts), "ff.net.0.proj", parts)
+    rows = rows + linear(kernels.gated_gelu(h), "ff.net.2", parts)
+    return rows.reshape(x_BTD.shape), (*kept1, *kept2, h)
 
 
-def _attend(x_BTD: Tensor, context_BSX: Tensor, name: str, parts: tuple) -> tuple[Tensor, tuple[Tensor, ...]]:
-    q = linear(x_BTD, name + ".to_q", parts)
-    k = linear(context_BSX, name + ".to_k", parts)
-    v = linear(context_BSX, name + ".to_v", parts)
+def _attend(rows: Tensor, context: Tensor, name: str, parts: Parts) -> tuple[Tensor, tuple[Tensor, ...]]:
+    q = linear(rows, name + ".to_q", parts)
+    k = linear(context, name + ".to_k", parts)
+    v = linear(context, name + ".to_v", parts)
     a = attention(q, k, v, name, parts)
     y = linear(a, name + ".to_out.0", parts)
     return y, (q, k, v, a, y)
 
 
-def transformer_out(tokens_BTD: Tensor, x_BCHW: Tensor, parts: tuple) -> Tensor:
+def transformer_out(tokens_BTD: Tensor, x_BCHW: Tensor, parts: Parts) -> Tensor:
     """Project the tokens back, turn them into pixels, add the transformer's input."""
-    h = linear(tokens_BTD, "proj_out", parts)
+    batch, tokens, width = tokens_BTD.shape
+    h = linear(tokens_BTD.reshape(-1, width), "proj_out", parts).reshape(batch, tokens, -1)
     return h.swapaxes(1, 2).reshape(x_BCHW.shape) + x_BCHW
 
 
-def conv_out(x_BCHW: Tensor, parts: tuple) -> Tensor:
+def conv_out(x_BCHW: Tensor, parts: Parts) -> Tensor:
     """Normalise and predict [B, 4, H, W], in float32."""
     return conv(kernels.silu(group_norm(x_BCHW, "0", RESNET_EPS, parts)), "2", 1, 1, parts).astype(mstype.float32)
 

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from library.models.block import Block
+from library.models.block import Block, Parts
 from library.models.program import BoundBlock, bind
 from library.training.block_vjp import BlockTape
 from library.training.optimizers import FlatOptimizer
@@ -21,7 +21,7 @@ Predict = Callable[[Callable[..., Tensor]], Tensor]
 """Given a way to run blocks, one batch's prediction [B, 4, H, W]."""
 
 
-def weighted_mse(pred_BCHW: Tensor, target_BCHW: Tensor, weights_B1HW: Tensor, parts: tuple) -> Tensor:
+def weighted_mse(pred_BCHW: Tensor, target_BCHW: Tensor, weights_B1HW: Tensor, parts: Parts) -> Tensor:
     """Mean of the weighted squared errors; weights of [B, 1, 1, 1] hold for whole samples."""
     error = pred_BCHW - target_BCHW
     return (error * error * weights_B1HW).mean()

@@ -4,6 +4,7 @@ Each adapted block owns one segment, segments follow the order of the forward pa
 the same length; clipping is one norm.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from library.models.block import Block
-from library.models.program import AdapterEntry, slots_of
+from library.models.program import AdapterEntry, shapes_of
 
 
 class TrainedNetwork(Protocol):
@@ -106,6 +107,5 @@ def _segment(
         keys.extend(f"{layer_name}.{suffix}" for suffix in layer.adapter.shapes())
     if not adapters:
         return None
-    slots = slots_of(tuple(adapters))
-    size = sum(slot.size for slot in slots)
-    return Segment(block, tuple(adapters), tuple(keys), tuple(slot.shape for slot in slots), offset, size)
+    shapes = shapes_of(tuple(adapters))
+    return Segment(block, tuple(adapters), tuple(keys), shapes, offset, sum(map(math.prod, shapes)))
