@@ -36,7 +36,8 @@ OUT, IN = 20, 16
 
 # --- one block per kind of layer; module level, because the compiler reads their source ------------------------------
 def one_linear(x: Tensor, parts: tuple) -> Tensor:
-    return linear(x, "layer", parts)
+    rows = linear(x.reshape(-1, IN), "layer", parts)  # a linear layer takes the rows of all samples
+    return rows.reshape(x.shape[:-1] + (OUT,))
 
 
 def one_pointwise(x: Tensor, parts: tuple) -> Tensor:
