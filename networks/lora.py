@@ -68,13 +68,14 @@ class LoRAAdapter:
         """The same matrices with all three dropout rates zero."""
         return replace(self, dropout=0.0, rank_dropout=0.0, module_dropout=0.0)
 
-    def build(self, first: int, salt: int) -> Callable[..., Tensor]:
+    def build(self, positions: Mapping[str, int], salt: int) -> Callable[..., Tensor]:
         """The adapted forward of one layer, for the graph compiler."""
-        return _build_conv(self, first, salt) if len(self.shape) == 4 else _build_linear(self, first, salt)
+        build = _build_conv if len(self.shape) == 4 else _build_linear
+        return build(self, positions[DOWN], positions[UP], salt)
 
 
-def _build_linear(adapter: LoRAAdapter, down: int, salt: int) -> Callable[..., Tensor]:
-    up, scale = down + 1, adapter.scale
+def _build_linear(adapter: LoRAAdapter, down: int, up: int, salt: int) -> Callable[..., Tensor]:
+    scale = adapter.scale
     drop = _build_dropouts(adapter, salt)
 
     def apply(x: Tensor, y: Tensor, theta: tuple[Tensor, ...], key: Tensor, batch: int) -> Tensor:
@@ -84,9 +85,8 @@ def _build_linear(adapter: LoRAAdapter, down: int, salt: int) -> Callable[..., T
     return apply
 
 
-def _build_conv(adapter: LoRAAdapter, down: int, salt: int) -> Callable[..., Tensor]:
-    up, scale = down + 1, adapter.scale
-    stride, padding = adapter.stride, adapter.padding
+def _build_conv(adapter: LoRAAdapter, down: int, up: int, salt: int) -> Callable[..., Tensor]:
+    scale, stride, padding = adapter.scale, adapter.stride, adapter.padding
     drop = _build_dropouts(adapter, salt)
 
     def apply(x: Tensor, y: Tensor, theta: tuple[Tensor, ...], key: Tensor, batch: int) -> Tensor:

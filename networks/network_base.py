@@ -34,13 +34,13 @@ class Adapter(Protocol):
         """First values of what is trained; the adapted layer computes what the base does."""
         ...
 
-    def build(self, first: int, salt: int) -> Callable[..., object]:
+    def build(self, positions: Mapping[str, int], salt: int) -> Callable[..., object]:
         """A function (x, y, theta, key, batch) -> adapted y, for the graph compiler.
 
         A linear layer's x and y are rows; ``batch`` is the number of samples that they are of.
 
         Args:
-            first: position of the adapter's first tensor in ``theta``; the others follow in the order of ``shapes``.
+            positions: suffix -> position of the tensor in ``theta``.
             salt: tells this layer's random numbers from those of the block's other layers.
         """
         ...

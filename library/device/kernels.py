@@ -7,6 +7,7 @@ The module constants below are the only place where devices differ; ``device_uti
 anything is compiled.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -38,7 +39,7 @@ _MASKED = -1e9
 # MindSpore 2.10 cannot compile inside a gradient; and the compiler reads the source of every function for every graph.
 _ROW_MEAN, _ROW_SUM = ops.ReduceMean(keep_dims=True), ops.ReduceSum(keep_dims=True)
 _MATMUL_NN, _MATMUL_NT = ops.MatMul(), ops.MatMul(transpose_b=True)
-_CONCAT_TOKENS, _CONCAT_LAST, _HALVES = ops.Concat(2), ops.Concat(-1), ops.Split(-1, 2)
+_CONCAT_FIRST, _CONCAT_TOKENS, _CONCAT_LAST, _HALVES = ops.Concat(0), ops.Concat(2), ops.Concat(-1), ops.Split(-1, 2)
 _BIAS_ADD, _TRANSPOSE, _TRIL, _ZEROS_LIKE = ops.BiasAdd(), ops.Transpose(), ops.Tril(), ops.ZerosLike()
 _RSQRT, _SOFTMAX, _SIGMOID = ops.Rsqrt(), ops.Softmax(-1), ops.Sigmoid()
 _EXP, _ERF = ops.Exp(), ops.Erf()
@@ -175,7 +176,7 @@ class _GatedGelu(nn.Cell):
 
 
 class _Attention(nn.Cell):
-    """Scaled dot-product attention of heads that are 64 wide.
+    """Scaled dot-product attention of [B, N, T, 64].
 
     Where attention is nearly even, the gradients of queries and keys are small differences of large numbers. They do
     not depend on what all keys or all values have in common, so that is taken off before it can be rounded; and the
@@ -191,24 +192,21 @@ class _Attention(nn.Cell):
         self.causal = causal
 
     def construct(self, q, k, v):  # type: ignore[no-untyped-def]
-        q, k, v = _split_heads(q), _split_heads(k), _split_heads(v)
         chunks = self._chunks(q, k)
         if chunks == 1:
-            return _join_heads(_BATCH_NN(self._weights(q, k), v))
+            return _BATCH_NN(self._weights(q, k), v)
         length = q.shape[2] // chunks
         parts = (_BATCH_NN(self._weights(q[:, :, :length], k), v),)
         for i in range(1, chunks):
             queries = ops.depend(q[:, :, i * length : (i + 1) * length], parts[i - 1])
             parts = parts + (_BATCH_NN(self._weights(queries, k), v),)
-        return _join_heads(_CONCAT_TOKENS(parts))
+        return _CONCAT_TOKENS(parts)
 
     def bprop(self, q, k, v, out, d_out):  # type: ignore[no-untyped-def]
-        q, k, v, d_out = _split_heads(q), _split_heads(k), _split_heads(v), _split_heads(d_out)
         keys, values = _less_common(k), _less_common(v) * _HEAD_SCALE
         chunks = self._chunks(q, k)
         if chunks == 1:
-            d_q, d_k, d_v = self._gradient(q, k, keys, values, d_out)
-            return _join_heads(d_q), _join_heads(d_k), _join_heads(d_v)
+            return self._gradient(q, k, keys, values, d_out)
         length = q.shape[2] // chunks
         d_q, d_k, d_v = self._gradient(q[:, :, :length], k, keys, values, d_out[:, :, :length])
         parts = (d_q,)
@@ -218,7 +216,7 @@ class _Attention(nn.Cell):
             queries, d_rows = ops.depend(q[:, :, rows], before), ops.depend(d_out[:, :, rows], before)
             d_q, more_k, more_v = self._gradient(queries, k, keys, values, d_rows)
             parts, d_k, d_v = parts + (d_q,), d_k + more_k, d_v + more_v
-        return _join_heads(_CONCAT_TOKENS(parts)), _join_heads(d_k), _join_heads(d_v)
+        return _CONCAT_TOKENS(parts), d_k, d_v
 
     def _gradient(self, q, k, keys, values, d_out):  # type: ignore[no-untyped-def]
         # The values come multiplied with the scale of the scores, which so is in the gradients of queries and keys.
@@ -271,40 +269,49 @@ class _Known(nn.Cell):
 
 
 class _SplitFlat(nn.Cell):
-    """A flat vector into tensors; the gradient is one concat, where slices would each give a full-length one."""
+    """A flat vector into tensors, neighbours of equal shape by one operation.
+
+    The gradient is put together in the same way, where slices would each give a full-length one.
+    """
 
     def __init__(self, shapes: tuple[tuple[int, ...], ...]) -> None:
         super().__init__(auto_prefix=False)
-        sizes = [math.prod(shape) for shape in shapes]
-        self.shapes = shapes
-        self.starts = tuple(sum(sizes[:i]) for i in range(len(sizes)))
-        self.ends = tuple(sum(sizes[: i + 1]) for i in range(len(sizes)))
+        runs = [(shape, len(list(equal))) for shape, equal in itertools.groupby(shapes)]
+        sizes = [count * math.prod(shape) for shape, count in runs]
+        counts = [count for _, count in runs]
+        self.shapes = tuple((count * shape[0], *shape[1:]) for shape, count in runs)
+        self.splits = tuple(ops.Split(0, count) for count in counts)
+        self.bounds = (0, *itertools.accumulate(sizes))
+        self.pieces = (0, *itertools.accumulate(counts))
 
     def construct(self, flat):  # type: ignore[no-untyped-def]
         pieces = ()
         for i in range(len(self.shapes)):
-            pieces = pieces + (flat[self.starts[i] : self.ends[i]].reshape(self.shapes[i]),)
+            run = flat if len(self.shapes) == 1 else flat[self.bounds[i] : self.bounds[i + 1]]
+            run = run.reshape(self.shapes[i])
+            pieces = pieces + ((run,) if self.pieces[i + 1] - self.pieces[i] == 1 else self.splits[i](run))
         return pieces
 
     def bprop(self, flat, out, d_out):  # type: ignore[no-untyped-def]
-        pieces = ()
+        runs = ()
         for i in range(len(self.shapes)):
-            pieces = pieces + (d_out[i].reshape(-1),)
-        return (ops.concat(pieces),)
+            run = d_out[self.pieces[i] : self.pieces[i + 1]]
+            runs = runs + ((run[0] if len(run) == 1 else _CONCAT_FIRST(run)).reshape(-1),)
+        return (runs[0] if len(runs) == 1 else _CONCAT_FIRST(runs),)
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
     return (_ERF(x * _INV_SQRT2) + 1.0) * 0.5
 
 
-def _split_heads(x_BTD: Tensor) -> Tensor:
-    batch, tokens, width = x_BTD.shape
-    return _TRANSPOSE(x_BTD.reshape(batch, tokens, width // HEAD_WIDTH, HEAD_WIDTH), (0, 2, 1, 3))
+def _split_heads(rows: Tensor, batch: int) -> Tensor:
+    """Rows [B T, D] to [B, N, T, 64]."""
+    return _TRANSPOSE(rows.reshape(batch, -1, rows.shape[1] // HEAD_WIDTH, HEAD_WIDTH), (0, 2, 1, 3))
 
 
 def _join_heads(x_BNTH: Tensor) -> Tensor:
-    batch, heads, tokens, width = x_BNTH.shape
-    return _TRANSPOSE(x_BNTH, (0, 2, 1, 3)).reshape(batch, tokens, heads * width)
+    """[B, N, T, 64] to rows [B T, D]."""
+    return _TRANSPOSE(x_BNTH, (0, 2, 1, 3)).reshape(-1, x_BNTH.shape[1] * HEAD_WIDTH)
 
 
 _GROUP_NORMS = {eps: _GroupNorm(eps) for eps in (1e-5, 1e-6)}
@@ -355,27 +362,25 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, batch: int) -> Tensor:
     """Scaled dot-product attention of heads 64 wide: rows [B T, D], [B S, D], [B S, D] to rows [B T, D]."""
-    width = q.shape[1]
-    q, k, v = q.reshape(batch, -1, width), k.reshape(batch, -1, width), v.reshape(batch, -1, width)
     if FLASH_ATTENTION:
-        return _flash(q, k, v).reshape(-1, width)
-    return _ATTENTION(q, k, v).reshape(-1, width)
+        return _flash(q, k, v, batch)
+    return _join_heads(_ATTENTION(_split_heads(q, batch), _split_heads(k, batch), _split_heads(v, batch)))
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, batch: int) -> Tensor:
     """The same where a token sees itself and earlier ones only."""
-    width = q.shape[1]
-    q, k, v = q.reshape(batch, -1, width), k.reshape(batch, -1, width), v.reshape(batch, -1, width)
-    return _CAUSAL_ATTENTION(q, k, v).reshape(-1, width)
+    return _join_heads(_CAUSAL_ATTENTION(_split_heads(q, batch), _split_heads(k, batch), _split_heads(v, batch)))
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _flash(q: Tensor, k: Tensor, v: Tensor, batch: int) -> Tensor:
     """Fused attention; it exists in half precision only, so float32 goes through bfloat16, which has its range."""
-    dtype = q.dtype
+    dtype, width = q.dtype, q.shape[1]
+    q, k, v = q.reshape(batch, -1, width), k.reshape(batch, -1, width), v.reshape(batch, -1, width)
     if dtype == mstype.float32:
         q, k, v = q.astype(mstype.bfloat16), k.astype(mstype.bfloat16), v.astype(mstype.bfloat16)
-    heads = q.shape[-1] // HEAD_WIDTH
-    return ops.flash_attention_score(q, k, v, heads, scalar_value=_HEAD_SCALE, input_layout="BSH").astype(dtype)
+    heads = width // HEAD_WIDTH
+    y = ops.flash_attention_score(q, k, v, heads, scalar_value=_HEAD_SCALE, input_layout="BSH")
+    return y.reshape(-1, width).astype(dtype)
 
 
 def add_to_channels(x_BCHW: Tensor, shift_BC: Tensor) -> Tensor:

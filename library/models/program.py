@@ -7,7 +7,7 @@ all of them are inputs of the compiled graph, so equal blocks never compile twic
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -18,12 +18,23 @@ from library.device.random import key_tensor
 from library.models.block import Block
 
 AdapterEntry = tuple[str, object]
-"""(local layer name, adapter); the adapter has ``shapes()`` and ``build(first, salt)``, see networks.network_base."""
+"""(local layer name, adapter); the adapter has ``shapes`` and ``build``, see networks.network_base.Adapter."""
 
 
-def shapes_of(adapters: tuple[AdapterEntry, ...]) -> tuple[tuple[int, ...], ...]:
-    """The shapes of a block's adapter tensors, in the order in which its flat vector holds them."""
-    return tuple(shape for _, adapter in adapters for shape in adapter.shapes().values())
+class Slot(NamedTuple):
+    """The place of one adapter tensor in its block's flat vector."""
+
+    adapter: int
+    """Which of the block's adapters."""
+    suffix: str
+    shape: tuple[int, ...]
+
+
+def slots_of(adapters: tuple[AdapterEntry, ...]) -> tuple[Slot, ...]:
+    """A block's adapter tensors in the order of its flat vector: equal shapes are neighbours, to be cut as one."""
+    slots = [Slot(i, *named) for i, (_, adapter) in enumerate(adapters) for named in adapter.shapes().items()]
+    shapes = list(dict.fromkeys(slot.shape for slot in slots))
+    return tuple(sorted(slots, key=lambda slot: shapes.index(slot.shape)))
 
 
 @dataclass
@@ -95,11 +106,12 @@ def _make_forward(
     name_at = {name: i for i, name in enumerate(names)}
     kept_at = {name: i for i, name in enumerate(kept_names)}
     returns_kept = bool(kept_names)
-    split = kernels.make_split(shapes_of(adapters))
-    applies, first = {}, 0
-    for salt, (layer, adapter) in enumerate(adapters):
-        applies[layer] = adapter.build(first, salt)
-        first += len(adapter.shapes())
+    slots = slots_of(adapters)
+    split = kernels.make_split(tuple(slot.shape for slot in slots))
+    applies = {}
+    for i, (layer, adapter) in enumerate(adapters):
+        positions = {slot.suffix: at for at, slot in enumerate(slots) if slot.adapter == i}
+        applies[layer] = adapter.build(positions, i)
 
     def forward(inputs, theta, key, frozen, kept):  # type: ignore[no-untyped-def]  # read by the graph compiler
         known = kept_at if len(kept) > 0 else {}

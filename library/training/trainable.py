@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from library.models.block import Block
-from library.models.program import AdapterEntry, shapes_of
+from library.models.program import AdapterEntry, slots_of
 
 
 class TrainedNetwork(Protocol):
@@ -94,7 +94,7 @@ class Trainable:
 def _segment(
     network: TrainedNetwork, by_key: Mapping[tuple[str, str], str], block: Block, offset: int
 ) -> Segment | None:
-    adapters, keys = [], []
+    adapters, layer_names = [], []
     for name in block.names:
         if not name.endswith(".weight"):
             continue
@@ -102,10 +102,11 @@ def _segment(
         layer_name = by_key.get((block.part, block.prefix + local))
         if layer_name is None:
             continue
-        layer = network.layers[layer_name]
-        adapters.append((local, layer.adapter))
-        keys.extend(f"{layer_name}.{suffix}" for suffix in layer.adapter.shapes())
+        adapters.append((local, network.layers[layer_name].adapter))
+        layer_names.append(layer_name)
     if not adapters:
         return None
-    shapes = shapes_of(tuple(adapters))
-    return Segment(block, tuple(adapters), tuple(keys), shapes, offset, sum(map(math.prod, shapes)))
+    slots = slots_of(tuple(adapters))
+    keys = tuple(f"{layer_names[slot.adapter]}.{slot.suffix}" for slot in slots)
+    shapes = tuple(slot.shape for slot in slots)
+    return Segment(block, tuple(adapters), keys, shapes, offset, sum(map(math.prod, shapes)))
