@@ -47,6 +47,10 @@ class LoRAAdapter:
         up = (out, self.rank) + ((1, 1) if len(self.shape) == 4 else ())
         return {DOWN: (self.rank, *self.shape[1:]), UP: up}
 
+    def factors(self) -> dict[str, float]:
+        """Up carries the scale of the product: one operation for all layers of a block, not one for each."""
+        return {UP: self.scale}
+
     def constants(self) -> dict[str, float]:
         """The alpha that is saved beside the matrices."""
         return {ALPHA: self.alpha}
@@ -75,23 +79,22 @@ class LoRAAdapter:
 
 
 def _build_linear(adapter: LoRAAdapter, down: int, up: int, salt: int) -> Callable[..., Tensor]:
-    scale = adapter.scale
     drop = _build_dropouts(adapter, salt)
 
     def apply(x: Tensor, y: Tensor, theta: tuple[Tensor, ...], key: Tensor, batch: int) -> Tensor:
         h = drop(kernels.dense(x, theta[down].astype(x.dtype)), key, batch)
-        return y + kernels.dense(h if scale == 1.0 else h * scale, theta[up].astype(x.dtype))
+        return y + kernels.dense(h, theta[up].astype(x.dtype))
 
     return apply
 
 
 def _build_conv(adapter: LoRAAdapter, down: int, up: int, salt: int) -> Callable[..., Tensor]:
-    scale, stride, padding = adapter.scale, adapter.stride, adapter.padding
+    stride, padding = adapter.stride, adapter.padding
     drop = _build_dropouts(adapter, salt)
 
     def apply(x: Tensor, y: Tensor, theta: tuple[Tensor, ...], key: Tensor, batch: int) -> Tensor:
         h = drop(kernels.conv2d(x, theta[down].astype(x.dtype), None, stride, padding), key, batch)
-        return y + kernels.conv2d(h if scale == 1.0 else h * scale, theta[up].astype(x.dtype), None, 1, 0)
+        return y + kernels.conv2d(h, theta[up].astype(x.dtype), None, 1, 0)
 
     return apply
 

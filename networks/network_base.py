@@ -26,6 +26,10 @@ class Adapter(Protocol):
         """Suffix -> shape of what is trained: ``lora_down.weight`` -> (rank, in)."""
         ...
 
+    def factors(self) -> dict[str, float]:
+        """Suffix -> what a tensor is multiplied by before ``build``'s function is given it, where that is not 1."""
+        ...
+
     def constants(self) -> dict[str, float]:
         """Suffix -> value of what is saved but not trained: ``alpha``."""
         ...

@@ -269,17 +269,18 @@ class _Known(nn.Cell):
 
 
 class _SplitFlat(nn.Cell):
-    """A flat vector into tensors, neighbours of equal shape by one operation.
+    """A flat vector into scaled tensors, neighbours of equal shape and factor by one operation.
 
     The gradient is put together in the same way, where slices would each give a full-length one.
     """
 
-    def __init__(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+    def __init__(self, pieces: tuple[tuple[tuple[int, ...], float], ...]) -> None:
         super().__init__(auto_prefix=False)
-        runs = [(shape, len(list(equal))) for shape, equal in itertools.groupby(shapes)]
-        sizes = [count * math.prod(shape) for shape, count in runs]
-        counts = [count for _, count in runs]
-        self.shapes = tuple((count * shape[0], *shape[1:]) for shape, count in runs)
+        runs = [(*kind, len(list(equal))) for kind, equal in itertools.groupby(pieces)]
+        sizes = [count * math.prod(shape) for shape, _, count in runs]
+        counts = [count for _, _, count in runs]
+        self.shapes = tuple((count * shape[0], *shape[1:]) for shape, _, count in runs)
+        self.factors = tuple(factor for _, factor, _ in runs)
         self.splits = tuple(ops.Split(0, count) for count in counts)
         self.bounds = (0, *itertools.accumulate(sizes))
         self.pieces = (0, *itertools.accumulate(counts))
@@ -288,7 +289,7 @@ class _SplitFlat(nn.Cell):
         pieces = ()
         for i in range(len(self.shapes)):
             run = flat if len(self.shapes) == 1 else flat[self.bounds[i] : self.bounds[i + 1]]
-            run = run.reshape(self.shapes[i])
+            run = self._scaled(run.reshape(self.shapes[i]), i)
             pieces = pieces + ((run,) if self.pieces[i + 1] - self.pieces[i] == 1 else self.splits[i](run))
         return pieces
 
@@ -296,8 +297,12 @@ class _SplitFlat(nn.Cell):
         runs = ()
         for i in range(len(self.shapes)):
             run = d_out[self.pieces[i] : self.pieces[i + 1]]
-            runs = runs + ((run[0] if len(run) == 1 else _CONCAT_FIRST(run)).reshape(-1),)
+            run = self._scaled(run[0] if len(run) == 1 else _CONCAT_FIRST(run), i)
+            runs = runs + (run.reshape(-1),)
         return (runs[0] if len(runs) == 1 else _CONCAT_FIRST(runs),)
+
+    def _scaled(self, run, i):  # type: ignore[no-untyped-def]
+        return run if self.factors[i] == 1.0 else run * self.factors[i]
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
@@ -320,9 +325,9 @@ _GATED_GELU, _KNOWN = _GatedGelu(), _Known()
 _ATTENTION, _CAUSAL_ATTENTION = _Attention(causal=False), _Attention(causal=True)
 
 
-def make_split(shapes: tuple[tuple[int, ...], ...]) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """A function that cuts a flat vector into tensors of these shapes."""
-    return _SplitFlat(shapes)
+def make_split(pieces: tuple[tuple[tuple[int, ...], float], ...]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A function that cuts a flat vector into tensors; of each its shape, and a factor by which it is multiplied."""
+    return _SplitFlat(pieces)
 
 
 def known(computed: Tensor, value: Tensor) -> Tensor:

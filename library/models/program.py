@@ -18,7 +18,7 @@ from library.device.random import key_tensor
 from library.models.block import Block
 
 AdapterEntry = tuple[str, object]
-"""(local layer name, adapter); the adapter has ``shapes`` and ``build``, see networks.network_base.Adapter."""
+"""(local layer name, adapter); of the adapter see ``shapes``, ``factors``, ``build`` in networks.network_base."""
 
 
 class Slot(NamedTuple):
@@ -28,13 +28,19 @@ class Slot(NamedTuple):
     """Which of the block's adapters."""
     suffix: str
     shape: tuple[int, ...]
+    factor: float
+    """What the tensor is multiplied by before it is used."""
 
 
 def slots_of(adapters: tuple[AdapterEntry, ...]) -> tuple[Slot, ...]:
-    """A block's adapter tensors in the order of its flat vector: equal shapes are neighbours, to be cut as one."""
-    slots = [Slot(i, *named) for i, (_, adapter) in enumerate(adapters) for named in adapter.shapes().items()]
-    shapes = list(dict.fromkeys(slot.shape for slot in slots))
-    return tuple(sorted(slots, key=lambda slot: shapes.index(slot.shape)))
+    """A block's adapter tensors in the order of its flat vector: those alike are neighbours, to be cut as one."""
+    slots = [
+        Slot(i, suffix, shape, adapter.factors().get(suffix, 1.0))
+        for i, (_, adapter) in enumerate(adapters)
+        for suffix, shape in adapter.shapes().items()
+    ]
+    kinds = list(dict.fromkeys((slot.shape, slot.factor) for slot in slots))
+    return tuple(sorted(slots, key=lambda slot: kinds.index((slot.shape, slot.factor))))
 
 
 @dataclass
@@ -107,7 +113,7 @@ def _make_forward(
     kept_at = {name: i for i, name in enumerate(kept_names)}
     returns_kept = bool(kept_names)
     slots = slots_of(adapters)
-    split = kernels.make_split(tuple(slot.shape for slot in slots))
+    split = kernels.make_split(tuple((slot.shape, slot.factor) for slot in slots))
     applies = {}
     for i, (layer, adapter) in enumerate(adapters):
         positions = {slot.suffix: at for at, slot in enumerate(slots) if slot.adapter == i}
