@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from library.runs.interrupt import INTERRUPTED
 from library.settings.arguments import TrainArgs, parse_train_args
 from library.settings.counted import counted
 from library.settings.log_setup import setup_logging
@@ -63,32 +64,43 @@ class Data:
 
 
 def train(run: Run) -> Path:
-    """The training loop; returns the last file written."""
+    """The training loop; returns the last file written.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C ended the run after a whole step, which was saved; says where.
+    """
     from tqdm import tqdm
 
     from library.runs.checkpoint import Progress
+    from library.runs.interrupt import FirstInterrupt
     from library.runs.loss_average import LossAverage
     from library.runs.shape_log import ShapeLog
 
     length, average, done = run.length, LossAverage(), 0
+    bounds = (length.total_steps, length.total_epochs)
     shapes = ShapeLog(run.dataset)
     bar = tqdm(total=length.total_steps, desc="steps", smoothing=0)
-    for epoch in range(1, length.total_epochs + 1):
-        for position, batch in enumerate(batches_of(run, epoch)):
-            with shapes.step(batch):
-                loss = accumulate(run, batch)
-            average.add(position, loss)
-            if run.step.is_full or position + 1 == length.batches_per_epoch:
-                run.step.update(run.lr_at(done))
-                done += 1
-                bar.set_postfix(loss=f"{loss:.4f}", avr_loss=f"{average.value:.4f}", refresh=False)
-                bar.update()
-                run.saver.save_if_step_due(Progress(epoch, done, length.total_steps, length.total_epochs))
-            if done == length.total_steps:
-                break
-        run.saver.save_if_epoch_due(Progress(epoch, done, length.total_steps, length.total_epochs))
+    with FirstInterrupt() as interrupt:
+        for epoch in range(1, length.total_epochs + 1):
+            for position, batch in enumerate(batches_of(run, epoch)):
+                with shapes.step(batch):
+                    loss = accumulate(run, batch)
+                average.add(position, loss)
+                if run.step.is_full or position + 1 == length.batches_per_epoch:
+                    run.step.update(run.lr_at(done))
+                    done += 1
+                    bar.set_postfix(loss=f"{loss:.4f}", avr_loss=f"{average.value:.4f}", refresh=False)
+                    bar.update()
+                    run.saver.save_if_step_due(Progress(epoch, done, *bounds))
+                    if interrupt.asked and done < length.total_steps:
+                        bar.close()
+                        path = run.saver.save_step(Progress(epoch, done, *bounds))
+                        raise KeyboardInterrupt(f"after {counted(done, 'step')} of {length.total_steps}, saved {path}")
+                if done == length.total_steps:
+                    break
+            run.saver.save_if_epoch_due(Progress(epoch, done, *bounds))
     bar.close()
-    last = run.saver.save_last(Progress(length.total_epochs, done, length.total_steps, length.total_epochs))
+    last = run.saver.save_last(Progress(length.total_epochs, done, *bounds))
     logger.info("%s done, average loss %.4f, saved %s", counted(done, "step"), average.value, last)
     return last
 
@@ -251,6 +263,9 @@ def main() -> None:
     except ValueError as error:
         logger.debug("where it came from", exc_info=True)
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt as interrupt:
+        sys.stderr.write(f"\ninterrupted {interrupt}".rstrip() + "\n")
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

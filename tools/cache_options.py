@@ -9,6 +9,7 @@ from dataclasses import replace
 from library.data.dataset import TrainDataset
 from library.data.run_rng import RunRng
 from library.device.device_utils import Device, init_device
+from library.runs.interrupt import INTERRUPTED
 from library.runs.run_setup import make_dataset
 from library.runs.sdxl_train_util import SdxlFamily
 from library.settings.arguments import TrainArgs, parse_train_args
@@ -19,9 +20,6 @@ logger = logging.getLogger("cache")
 
 # Text outputs are those of untrained text encoders, so a training run's command line may lack this flag here.
 ALWAYS = ("--network_train_unet_only",)
-
-INTERRUPTED = 130
-"""Exit status of a program that Ctrl-C ended, as shells have it."""
 
 Work = Callable[[TrainArgs, TrainDataset, Device], None]
 

@@ -82,7 +82,7 @@ class Saver:
         """Save after an optimizer step, every --save_every_n_steps; the last step is the final file's."""
         every = self._options.save_every_n_steps
         if every and progress.step % every == 0 and progress.step < progress.total_steps:
-            self._save(self._step_name(progress.step), progress)
+            self.save_step(progress)
             old = get_remove_step_no(progress.step, every, self._options.save_last_n_steps)
             if old is not None:
                 self._remove(self._step_name(old))
@@ -95,6 +95,10 @@ class Saver:
             old = get_remove_epoch_no(progress.epoch, every, self._options.save_last_n_epochs)
             if old is not None:
                 self._remove(self._epoch_name(old))
+
+    def save_step(self, progress: Progress) -> Path:
+        """Save under the name of the step and return the path."""
+        return self._save(self._step_name(progress.step), progress)
 
     def save_last(self, progress: Progress) -> Path:
         """Save the final file and return its path."""

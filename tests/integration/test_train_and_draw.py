@@ -1,5 +1,10 @@
 """Train with the real command, look at the file, draw with it."""
 
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -7,7 +12,8 @@ from PIL import Image
 
 from library.device.mindspore_ckpt import load_ckpt
 from library.files.safetensors_utils import SafetensorsFile
-from tests.integration.conftest import Command
+from library.runs.interrupt import INTERRUPTED
+from tests.integration.conftest import ROOT, Command
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +62,27 @@ def test_the_same_seed_gives_the_same_bytes(
     options = ("--network_dim=4", "--network_train_unet_only", "--max_train_steps=4", "--save_every_n_steps=2")
     train(run, tiny, data, tmp_path, *COMMON, *options, "--output_name=a", "--max_data_loader_n_workers=0")
     assert (tmp_path / "a.safetensors").read_bytes() == trained.read_bytes()
+
+
+def test_ctrl_c_saves_what_was_trained(tiny: Path, data: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    command = [sys.executable, str(ROOT / "sdxl_train_network.py"), f"--pretrained_model_name_or_path={tiny}"]
+    command += [f"--dataset_config={data}", f"--output_dir={tmp_path}", "--output_name=a", *COMMON]
+    with log.open("w") as output:
+        options = ("--network_dim=4", "--network_train_unet_only", "--max_train_steps=5000")
+        process = subprocess.Popen([*command, *options], stderr=output, cwd=ROOT)
+        while "avr_loss" not in log.read_text() and process.poll() is None:  # the bar, after the first step
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(300) == INTERRUPTED
+    said = re.search(r"interrupted after (\d+) steps? of 5000, saved (.*)$", log.read_text().strip())
+    assert said, log.read_text()[-2000:]
+    assert said[2] == str(tmp_path / f"a-step{int(said[1]):08d}.safetensors")
+    with SafetensorsFile(said[2]) as file:
+        keys = file.keys()
+        assert file.metadata["ss_steps"] == said[1]
+        assert any(file.read(key).any() for key in keys if key.endswith("lora_up.weight"))
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == [Path(said[2]).name]
 
 
 def test_the_guides_command_works_as_it_stands(run: Command, tiny: Path, data: Path, tmp_path: Path) -> None:
