@@ -5,49 +5,16 @@ import logging
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from library.data.bucketed import balance_repeats
-from library.data.dataset import TrainDataset
 from library.data.dataset_metadata import dataset_metadata, folder_form_metadata
 from library.data.image_util import load_rgb, to_model_input
 from library.data.plan_text import plan_lines
-from library.data.run_rng import RunRng
 from library.data.sample import sample_pixels, size_ids
-from library.data.tokenizer import sdxl_tokenizers
-from library.settings.config_util import DatasetConfig, SubsetConfig
-
-SIZES = {"square": (80, 80), "wide": (160, 80), "tall": (80, 150), "big": (300, 310)}
-
-
-def draw_images(folder, sizes=SIZES, suffix=".png"):
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, (name, (width, height)) in enumerate(sizes.items()):
-        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / (name + suffix))
-    return folder
-
-
-def config(*subsets, **options):
-    kind = "finetuning" if any(subset.metadata_file for subset in subsets) else "dreambooth"
-    settings = {"resolution": (64, 64), "batch_size": 2, "source": "data.toml [[datasets]] 1"} | options
-    return DatasetConfig(subsets=subsets, kind=kind, **settings)
-
-
-def subset(folder, **options):
-    return SubsetConfig(image_dir=str(folder), source=f"[[subsets]] {folder.name}", **options)
-
+from library.settings.config_util import SubsetConfig
+from tests.unit.dataset_help import SIZES, captions_by_name, config, draw_images, subset, train_data
 
 BUCKETS = {"enable_bucket": True, "min_bucket_reso": 32, "max_bucket_reso": 128, "bucket_reso_steps": 32}
-
-
-def train_data(*configs, seed=1, workers=0):
-    return TrainDataset(configs, sdxl_tokenizers(), RunRng(seed), workers=workers)
-
-
-def captions_by_name(data):
-    pairs = (pair for batch in data.batches(1, 0) for pair in zip(batch.keys, batch.captions, strict=True))
-    return {key.rsplit("/", 1)[1]: caption for key, caption in pairs}
 
 
 def everything(data, epoch=1, start_index=0, **options):
@@ -144,68 +111,6 @@ def test_links_that_lead_nowhere_are_broken_images_and_captions(tmp_path):
         assert words in str(error.value)
 
 
-@pytest.mark.parametrize("with_image_dir", [True, False])
-def test_metadata_keys_as_full_path_relative_path_and_stem(tmp_path, with_image_dir):
-    folder = draw_images(tmp_path / "images")
-    draw_images(folder / "sub", {"deep.dot": (64, 64)})
-    prefix = "" if with_image_dir else "images/"
-    metadata = {
-        str(folder / "square.png"): {"caption": "full path", "tags": "x, y"},
-        prefix + "wide.png": {"caption": "relative"},
-        prefix + "tall": {"tags": "only, tags"},
-        prefix + "sub/deep.dot": {"caption": "stem in a folder", "tags": ""},
-    }
-    metadata_file = tmp_path / "meta.json"
-    metadata_file.write_text(json.dumps(metadata), encoding="utf-8")
-    image_dir = str(folder) if with_image_dir else None
-    data = train_data(config(SubsetConfig(metadata_file=str(metadata_file), image_dir=image_dir)))
-    captions = captions_by_name(data)
-    assert captions == {
-        "square.png": "full path,x, y",
-        "wide.png": "relative",
-        "tall.png": "only, tags",
-        "deep.dot.png": "stem in a folder",
-    }
-    notes = " ".join(data.plan().notes)
-    assert ("1 image of" in notes and "big.png" in notes) == with_image_dir
-    assert dataset_metadata(data)["ss_tag_frequency"] == {"meta.json": {"x": 1, "y": 1, "only": 1, "tags": 1}}
-
-
-def test_metadata_keys_that_begin_with_the_image_folder(tmp_path, monkeypatch):
-    draw_images(tmp_path / "set" / "images", {"a": (64, 64), "b": (64, 64)})
-    draw_images(tmp_path, {"c": (64, 64)})
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "meta.json").write_text('{"set/images/a.png": {"caption": "x"}, "./set/images/b": {"caption": "y"}}')
-    settings = config(SubsetConfig(metadata_file="meta.json", image_dir="set/images/"))
-    assert captions_by_name(train_data(settings)) == {"a.png": "x", "b.png": "y"}
-    (tmp_path / "meta.json").write_text('{"c.png": {"caption": "beside, not in the folder"}}')
-    with pytest.raises(ValueError, match=r"key 'c\.png' has no image; looked for set/images/c\.png"):
-        train_data(settings)
-
-
-def test_metadata_as_json_lines(tmp_path):
-    folder = draw_images(tmp_path / "images", {"a": (64, 64), "b": (64, 64)})
-    lines = [json.dumps({"image_path": f"{name}.png", "caption": f"picture {name}"}) for name in "ab"]
-    (tmp_path / "meta.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    data = train_data(config(SubsetConfig(metadata_file=str(tmp_path / "meta.jsonl"), image_dir=str(folder))))
-    assert sorted(text for batch in data.batches(1, 0) for text in batch.captions) == ["picture a", "picture b"]
-
-
-def test_captions_in_json_lines_may_hold_other_line_breaks(tmp_path):
-    folder = draw_images(tmp_path / "images", {"a": (64, 64)})
-    line = json.dumps({"image_path": "a", "caption": "one\u2028two\x85three"}, ensure_ascii=False)
-    (tmp_path / "meta.jsonl").write_text(f"\n{line}\r\n", encoding="utf-8")
-    settings = config(SubsetConfig(metadata_file=str(tmp_path / "meta.jsonl"), image_dir=str(folder)))
-    assert captions_by_name(train_data(settings)) == {"a.png": "one\u2028two\x85three"}
-
-
-@pytest.mark.parametrize("bad", ["{", '{"caption": "x"}', "3"])
-def test_a_bad_json_line_is_told_with_its_number(tmp_path, bad):
-    (tmp_path / "meta.jsonl").write_text('{"image_path": "a"}\n\n' + bad)
-    with pytest.raises(ValueError, match=r"meta.jsonl' is not valid JSON: .*line 3 column"):
-        train_data(config(SubsetConfig(metadata_file=str(tmp_path / "meta.jsonl"))))
-
-
 def test_all_problems_are_told_at_once(tmp_path):
     good = draw_images(tmp_path / "good", dict.fromkeys(("one", "two", "cut", "fake", "latin"), (64, 64)))
     (good / "cut.png").write_bytes((good / "cut.png").read_bytes()[:200])
@@ -248,30 +153,6 @@ def test_an_epoch_that_fits_no_memory_is_refused(tmp_path, is_reg):
         "gone' does not exist",
     ):
         assert words in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ("{", "not valid JSON"),
-        ("[1]", "outermost value"),
-        ('{"a": 1}', "has to be an object"),
-        ('{"a": {"caption": "x"}, "a": {"caption": "y"}}', "'a' is there twice"),
-        ("[" * 100_000, "nested too deeply"),
-    ],
-)
-def test_bad_metadata_files(tmp_path, content, expected):
-    (tmp_path / "meta.json").write_text(content)
-    with pytest.raises(ValueError, match=expected):
-        train_data(config(SubsetConfig(metadata_file=str(tmp_path / "meta.json"))))
-
-
-def test_a_stem_that_fits_two_images_is_a_problem(tmp_path):
-    folder = draw_images(tmp_path, {"a": (64, 64)})
-    draw_images(folder, {"a": (64, 64)}, ".jpg")
-    (tmp_path / "meta.json").write_text(json.dumps({"a": {"caption": "x"}}))
-    with pytest.raises(ValueError, match=r"fits several images \(a\.jpg, a\.png\)"):
-        train_data(config(SubsetConfig(metadata_file=str(tmp_path / "meta.json"), image_dir=str(folder))))
 
 
 def test_nothing_to_train_is_an_error_that_says_why(tmp_path, caplog):
