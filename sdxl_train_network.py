@@ -79,8 +79,7 @@ def train(run: Run) -> Path:
     length, average, done = run.length, LossAverage(), 0
     bounds = (length.total_steps, length.total_epochs)
     shapes = ShapeLog(run.dataset)
-    bar = tqdm(total=length.total_steps, desc="steps", smoothing=0)
-    with FirstInterrupt() as interrupt:
+    with tqdm(total=length.total_steps, desc="steps", smoothing=0) as bar, FirstInterrupt() as interrupt:
         for epoch in range(1, length.total_epochs + 1):
             for position, batch in enumerate(batches_of(run, epoch)):
                 with shapes.step(batch):
@@ -93,13 +92,11 @@ def train(run: Run) -> Path:
                     bar.update()
                     run.saver.save_if_step_due(Progress(epoch, done, *bounds))
                     if interrupt.asked and done < length.total_steps:
-                        bar.close()
                         path = run.saver.save_step(Progress(epoch, done, *bounds))
                         raise KeyboardInterrupt(f"after {counted(done, 'step')} of {length.total_steps}, saved {path}")
                 if done == length.total_steps:
                     break
             run.saver.save_if_epoch_due(Progress(epoch, done, *bounds))
-    bar.close()
     last = run.saver.save_last(Progress(length.total_epochs, done, *bounds))
     logger.info("%s done, average loss %.4f, saved %s", counted(done, "step"), average.value, last)
     return last
