@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from mindspore import Tensor
 
 from library.device import kernels
+from library.device.operations import at_least
 from library.device.random import keep_mask, uniform
+from library.device.values import Value
 from library.files.layer_target import LayerTarget
 from networks.network_base import AdaptedLayer, Network, check_all_fit, create_layers, group_by_layer, init_tensors
 
@@ -72,56 +73,30 @@ class LoRAAdapter:
         """The same matrices with all three dropout rates zero."""
         return replace(self, dropout=0.0, rank_dropout=0.0, module_dropout=0.0)
 
-    def build(self, positions: Mapping[str, int], salt: int) -> Callable[..., Tensor]:
-        """The adapted forward of one layer, for the graph compiler."""
-        build = _build_conv if len(self.shape) == 4 else _build_linear
-        return build(self, positions[DOWN], positions[UP], salt)
+    def apply(self, tensors: Mapping[str, Value], salt: int, x: Value, y: Value, key: Value, batch: int) -> Value:
+        """The layer's output with what the matrices add to it; ``tensors`` are already scaled."""
+        down, up = tensors[DOWN].astype(x.dtype), tensors[UP].astype(x.dtype)
+        if len(self.shape) == 4:
+            h = kernels.conv2d(x, down, None, self.stride, self.padding)
+            return y + kernels.conv2d(self._dropped(h, key, batch, salt), up, None, 1, 0)
+        return y + kernels.dense(self._dropped(kernels.dense(x, down), key, batch, salt), up)
 
-
-def _build_linear(adapter: LoRAAdapter, down: int, up: int, salt: int) -> Callable[..., Tensor]:
-    drop = _build_dropouts(adapter, salt)
-
-    def apply(x: Tensor, y: Tensor, theta: tuple[Tensor, ...], key: Tensor, batch: int) -> Tensor:
-        h = drop(kernels.dense(x, theta[down].astype(x.dtype)), key, batch)
-        return y + kernels.dense(h, theta[up].astype(x.dtype))
-
-    return apply
-
-
-def _build_conv(adapter: LoRAAdapter, down: int, up: int, salt: int) -> Callable[..., Tensor]:
-    stride, padding = adapter.stride, adapter.padding
-    drop = _build_dropouts(adapter, salt)
-
-    def apply(x: Tensor, y: Tensor, theta: tuple[Tensor, ...], key: Tensor, batch: int) -> Tensor:
-        h = drop(kernels.conv2d(x, theta[down].astype(x.dtype), None, stride, padding), key, batch)
-        return y + kernels.conv2d(h, theta[up].astype(x.dtype), None, 1, 0)
-
-    return apply
-
-
-def _build_dropouts(adapter: LoRAAdapter, salt: int) -> Callable[[Tensor, Tensor, int], Tensor]:
-    """The dropouts between down and up; masks are a function of the key, so a recomputed block sees the same ones."""
-    dropout, rank_dropout, module_dropout = adapter.dropout, adapter.rank_dropout, adapter.module_dropout
-    rank = adapter.rank
-    is_conv = len(adapter.shape) == 4
-    salt = salt * _SALTS_PER_LAYER
-
-    def drop(h: Tensor, key: Tensor, batch: int) -> Tensor:
-        if dropout > 0.0:
-            mask = keep_mask(h.size // h.shape[-1], h.shape[-1], dropout, key, salt)
+    def _dropped(self, h: Value, key: Value, batch: int, salt: int) -> Value:
+        """The dropouts between down and up; masks depend on the key, so a recomputed block sees the same ones."""
+        salt = salt * _SALTS_PER_LAYER
+        if self.dropout > 0.0:
+            mask = keep_mask(h.size // h.shape[-1], h.shape[-1], self.dropout, key, salt)
             h = h * mask.reshape(h.shape).astype(h.dtype)
-        if rank_dropout > 0.0:
-            mask = keep_mask(batch, rank, rank_dropout, key, salt + 1).astype(h.dtype)
-            if is_conv:
-                h = h * mask.reshape(batch, rank, 1, 1)
+        if self.rank_dropout > 0.0:
+            mask = keep_mask(batch, self.rank, self.rank_dropout, key, salt + 1).astype(h.dtype)
+            if len(self.shape) == 4:
+                h = h * mask.reshape(batch, self.rank, 1, 1)
             else:
-                h = (h.reshape(batch, -1, rank) * mask.reshape(batch, 1, rank)).reshape(h.shape)
-        if module_dropout > 0.0:
-            kept = uniform(1, 1, key, salt + 2) >= module_dropout
+                h = (h.reshape(batch, -1, self.rank) * mask.reshape(batch, 1, self.rank)).reshape(h.shape)
+        if self.module_dropout > 0.0:
+            kept = at_least(uniform(1, 1, key, salt + 2), self.module_dropout)
             h = h * kept.astype(h.dtype).reshape(1)
         return h
-
-    return drop
 
 
 def create_network(

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from library.device.mindspore_ckpt import load_ckpt
+from library.device.values import Value
 from library.files.layer_target import LayerTarget
 from library.files.safetensors_utils import SafetensorsFile
 
@@ -27,7 +28,7 @@ class Adapter(Protocol):
         ...
 
     def factors(self) -> dict[str, float]:
-        """Suffix -> what a tensor is multiplied by before ``build``'s function is given it, where that is not 1."""
+        """Suffix -> what a tensor is multiplied by before ``apply`` is given it, where that is not 1."""
         ...
 
     def constants(self) -> dict[str, float]:
@@ -38,14 +39,16 @@ class Adapter(Protocol):
         """First values of what is trained; the adapted layer computes what the base does."""
         ...
 
-    def build(self, positions: Mapping[str, int], salt: int) -> Callable[..., object]:
-        """A function (x, y, theta, key, batch) -> adapted y, for the graph compiler.
-
-        A linear layer's x and y are rows; ``batch`` is the number of samples that they are of.
+    def apply(self, tensors: Mapping[str, Value], salt: int, x: Value, y: Value, key: Value, batch: int) -> Value:
+        """Adapted output of the layer; run when a block is traced.
 
         Args:
-            positions: suffix -> position of the tensor in ``theta``.
+            tensors: suffix -> tensor, times its factor.
             salt: tells this layer's random numbers from those of the block's other layers.
+            x: the layer's input; rows [R, in] of a linear layer, [B, C, H, W] of a convolution.
+            y: its output without the adapter.
+            key: random key of the call.
+            batch: number of samples that the rows are of.
         """
         ...
 

@@ -1,9 +1,9 @@
 """Blocks: the unit that is compiled, recomputed and adapted.
 
-A model is a sequence of block calls. A block function is pure: ``function(*inputs, parts)``, where ``parts`` carries
-the block's frozen weights, the adapters of its layers, a random key, and results that are already known (``Parts``).
-Equal blocks (the same function, weight names and adapters) share one compiled program whatever their weights, because
-weights are inputs.
+A model is a sequence of block calls. A block function is pure: ``function(*inputs, layers) -> output``, where
+``layers`` (``Layers``) applies the block's frozen weights and their adapters. It is traced once for a kind of block and
+a shape: equal blocks (the same function, weights of the same names and shapes, equal adapters) share one compiled
+program, because weights are inputs.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +13,7 @@ from typing import Any
 from mindspore import Tensor
 
 from library.device import kernels
+from library.device.values import Value
 from library.models.weights import TRANSPOSED
 
 
@@ -23,103 +24,71 @@ class Block:
     part: str
     """Which model it belongs to: ``unet``, ``te1``, ``te2``, or "" for one without weights."""
     function: Callable[..., Any]
-    """The pure function; module level, because the compiler reads its source."""
+    """The pure function."""
     prefix: str
     """Start of its weights' keys, with the last dot: ``input_blocks.4.1.transformer_blocks.0.``"""
     names: tuple[str, ...]
     """Local names of its weights, in the order in which they are passed."""
-    arity: int
-    """Number of tensors that flow in, besides the weights."""
-    kept: tuple[str, ...] = ()
-    """What its gradient can go on from instead of computing it again: names of products, in the order in which the
-    function returns them behind its output. Without any, the function returns its output alone."""
 
     def frozen(self, weights: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The block's weights out of the model's, in the order of ``names``."""
         return tuple(weights[self.prefix + name] for name in self.names)
 
 
-def make_block(
-    part: str,
-    function: Callable[..., Any],
-    prefix: str,
-    keys: Mapping[str, object],
-    arity: int,
-    kept: tuple[str, ...] = (),
-) -> Block:
+def make_block(part: str, function: Callable[..., Any], prefix: str, keys: Mapping[str, object]) -> Block:
     """A block over all keys that begin with the prefix."""
     names = tuple(sorted(key[len(prefix) :] for key in keys if key.startswith(prefix)))
-    return Block(part, function, prefix, names, arity, kept)
+    return Block(part, function, prefix, names)
 
 
-# --- for block functions ----------------------------------------------------------------------------------------------
-Parts = tuple
-"""What a block function is given beside its inputs, in this order:
-
-    names     local name of a weight -> its position in ``frozen``
-    frozen    the weights
-    adapters  layer name -> what its adapter computes
-    theta     the adapters' tensors
-    key       random key of this call
-    batch     number of samples
-    known     name of a product -> its position in ``kept``; empty where nothing is kept
-    kept      results that need not be computed again
-
-Names are looked up while a graph is compiled. Tensors are in tuples because a graph in which dictionaries of them are
-made takes a fifth longer to compile.
-"""
+Adapt = Callable[[Value, Value, Value, int], Value]
+"""What an adapter does to a layer: (its input, its output, random key, number of samples) -> adapted output."""
 
 
-def weight(name: str, parts: Parts) -> Tensor:
-    """A weight by its local name."""
-    names, frozen = parts[0], parts[1]
-    return frozen[names[name]]
+@dataclass(frozen=True)
+class Layers:
+    """The layers of a block, as its function sees them. Where a method takes a name, it is the layer's local one."""
 
+    weights: Mapping[str, Value]
+    """Local name -> weight."""
+    adapters: Mapping[str, Adapt]
+    """Layer name -> its adapter."""
+    key: Value
+    """Random key of this call."""
+    batch: int
+    """Number of samples."""
+    product: Callable[[Value], Value]
+    """Called with each result that took many operations; what it returns is gone on with. A gradient that is given
+    what the forward pass kept puts that in the place of the computation."""
 
-def linear(rows: Tensor, name: str, parts: Parts) -> Tensor:
-    """The linear layer ``name`` of a block, with its adapter where it has one: rows [R, in] to [R, out]."""
-    names, frozen, adapters, theta, key, batch, _, _ = parts
-    bias = None
-    if name + ".bias" in names:
-        bias = frozen[names[name + ".bias"]]
-    y = kernels.dense(rows, frozen[names[name + ".weight"]], bias, name in TRANSPOSED)
-    if name in adapters:
-        y = adapters[name](rows, y, theta, key, batch)
-    return _known(y, name, parts)
+    def linear(self, rows: Value, name: str) -> Value:
+        """A linear layer with its adapter, where it has one: rows [R, in] to [R, out]."""
+        bias = self.weights.get(name + ".bias")
+        y = kernels.dense(rows, self.weights[name + ".weight"], bias, name in TRANSPOSED)
+        return self._adapted(rows, y, name)
 
+    def conv(self, x_BCHW: Value, name: str, stride: int, padding: int) -> Value:
+        """A convolution with its adapter, where it has one."""
+        weight, bias = self.weights[name + ".weight"], self.weights[name + ".bias"]
+        return self._adapted(x_BCHW, kernels.conv2d(x_BCHW, weight, bias, stride, padding), name)
 
-def conv(x_BCHW: Tensor, name: str, stride: int, padding: int, parts: Parts) -> Tensor:
-    """The convolution ``name`` of a block, with its adapter where it has one."""
-    names, frozen, adapters, theta, key, batch, _, _ = parts
-    y = kernels.conv2d(x_BCHW, frozen[names[name + ".weight"]], frozen[names[name + ".bias"]], stride, padding)
-    if name in adapters:
-        y = adapters[name](x_BCHW, y, theta, key, batch)
-    return _known(y, name, parts)
+    def _adapted(self, x: Value, y: Value, name: str) -> Value:
+        if name in self.adapters:
+            y = self.adapters[name](x, y, self.key, self.batch)
+        return self.product(y)
 
+    def attention(self, q: Value, k: Value, v: Value, causal: bool = False) -> Value:
+        """Rows [B T, D], [B S, D], [B S, D] to rows [B T, D]; ``causal``: a token sees itself and earlier ones only."""
+        return self.product(kernels.attention(q, k, v, self.batch, causal))
 
-def attention(q: Tensor, k: Tensor, v: Tensor, name: str, parts: Parts) -> Tensor:
-    """The attention ``name`` of a block: rows [B T, D], [B S, D], [B S, D] to rows [B T, D]."""
-    return _known(kernels.attention(q, k, v, parts[5]), name, parts)
+    def gated_gelu(self, x: Value) -> Value:
+        """First half of the last axis times the GELU of the second."""
+        return kernels.gated_gelu(x, self.product)
 
+    def layer_norm(self, rows: Value, name: str) -> Value:
+        """A layer normalisation."""
+        return kernels.layer_norm(rows, self.weights[name + ".weight"], self.weights[name + ".bias"])
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, name: str, parts: Parts) -> Tensor:
-    """The attention ``name`` of a block, where a token sees itself and earlier ones only; all are rows [B T, D]."""
-    return _known(kernels.causal_attention(q, k, v, parts[5]), name, parts)
-
-
-def _known(computed: Tensor, name: str, parts: Parts) -> Tensor:
-    """A result, or what was kept of it in the forward pass."""
-    known, kept = parts[6], parts[7]
-    if name in known:
-        return kernels.known(computed, kept[known[name]])
-    return computed
-
-
-def layer_norm(rows: Tensor, name: str, parts: Parts) -> Tensor:
-    """The layer normalisation ``name`` of a block."""
-    return kernels.layer_norm(rows, weight(name + ".weight", parts), weight(name + ".bias", parts))
-
-
-def group_norm(x_BCHW: Tensor, name: str, eps: float, parts: Parts) -> Tensor:
-    """The group normalisation ``name`` of a block."""
-    return kernels.group_norm(x_BCHW, weight(name + ".weight", parts), weight(name + ".bias", parts), eps)
+    def group_norm(self, x_BCHW: Value, name: str, eps: float) -> Value:
+        """A group normalisation."""
+        return kernels.group_norm(x_BCHW, self.weights[name + ".weight"], self.weights[name + ".bias"], eps)

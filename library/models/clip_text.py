@@ -3,62 +3,54 @@
 Shapes: B batch, T tokens (77), D width, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
 from library.device import kernels
-from library.models.block import Block, Parts, causal_attention, layer_norm, linear, make_block, weight
+from library.device.operations import batch_matmul, gather_rows
+from library.device.values import Value
+from library.models.block import Block, Layers, make_block
 from library.models.unet import Run
 
 END_OF_TEXT = 49407
 
 
 # --- block functions ------------------------------------------------------------------------------------------------
-def embed_tokens(ids_BT: Tensor, parts: Parts) -> Tensor:
+def embed_tokens(ids_BT: Value, layers: Layers) -> Value:
     """Token plus position embeddings [B, T, D]."""
-    tokens = ops.gather(weight("token_embedding.weight", parts), ids_BT, 0)
-    return tokens + weight("position_embedding.weight", parts)
+    tokens = gather_rows(layers.weights["token_embedding.weight"], ids_BT)
+    return tokens + layers.weights["position_embedding.weight"]
 
 
-def clip_layer_quick_gelu(x_BTD: Tensor, parts: Parts) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """A transformer layer of CLIP-L; keeps all products."""
-    h, kept = _self_attention(x_BTD, parts)
-    inner = linear(layer_norm(h, "layer_norm2", parts), "mlp.fc1", parts)
-    return (h + linear(kernels.quick_gelu(inner), "mlp.fc2", parts)).reshape(x_BTD.shape), (*kept, inner)
+def clip_layer_quick_gelu(x_BTD: Value, layers: Layers) -> Value:
+    """A transformer layer of CLIP-L."""
+    return _clip_layer(x_BTD, kernels.quick_gelu, layers)
 
 
-def clip_layer_gelu(x_BTD: Tensor, parts: Parts) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """A transformer layer of OpenCLIP bigG; keeps all products."""
-    h, kept = _self_attention(x_BTD, parts)
-    inner = linear(layer_norm(h, "layer_norm2", parts), "mlp.fc1", parts)
-    return (h + linear(kernels.gelu(inner), "mlp.fc2", parts)).reshape(x_BTD.shape), (*kept, inner)
+def clip_layer_gelu(x_BTD: Value, layers: Layers) -> Value:
+    """A transformer layer of OpenCLIP bigG."""
+    return _clip_layer(x_BTD, kernels.gelu, layers)
 
 
-def _self_attention(x_BTD: Tensor, parts: Parts) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Rows of tokens with attention added, and what is kept."""
+def _clip_layer(x_BTD: Value, activation: Callable[[Value], Value], layers: Layers) -> Value:
     rows = x_BTD.reshape(-1, x_BTD.shape[-1])
-    h = layer_norm(rows, "layer_norm1", parts)
-    q = linear(h, "self_attn.q_proj", parts)
-    k = linear(h, "self_attn.k_proj", parts)
-    v = linear(h, "self_attn.v_proj", parts)
-    a = causal_attention(q, k, v, "self_attn", parts)
-    y = linear(a, "self_attn.out_proj", parts)
-    return rows + y, (q, k, v, a, y)
+    h = layers.layer_norm(rows, "layer_norm1")
+    q, k, v = (layers.linear(h, f"self_attn.{name}_proj") for name in "qkv")
+    rows = rows + layers.linear(layers.attention(q, k, v, causal=True), "self_attn.out_proj")
+    h = layers.linear(layers.layer_norm(rows, "layer_norm2"), "mlp.fc1")
+    return (rows + layers.linear(activation(h), "mlp.fc2")).reshape(x_BTD.shape)
 
 
-CLIP_LAYER_KEPT = tuple(f"self_attn{layer}" for layer in (".q_proj", ".k_proj", ".v_proj", "", ".out_proj")) + (
-    "mlp.fc1",
-)
-
-
-def pool_and_project(hidden_BTD: Tensor, position_BT: Tensor, parts: Parts) -> Tensor:
+def pool_and_project(hidden_BTD: Value, position_BT: Value, layers: Layers) -> Value:
     """Final norm, the token marked by the one-hot rows of ``position_BT``, projection: [B, D]."""
-    normed = layer_norm(hidden_BTD, "text_model.final_layer_norm", parts)
-    chosen = (normed * position_BT.expand_dims(-1)).sum(1)
-    return kernels.dense(chosen, weight("text_projection.weight", parts))
+    batch, tokens, width = hidden_BTD.shape
+    normed = layers.layer_norm(hidden_BTD.reshape(-1, width), "text_model.final_layer_norm")
+    rows = position_BT.astype(normed.dtype).reshape(batch, 1, tokens)
+    chosen = batch_matmul(rows, normed.reshape(batch, tokens, width)).reshape(batch, width)
+    return kernels.dense(chosen, layers.weights["text_projection.weight"])
 
 
 # --- layout -----------------------------------------------------------------------------------------------------------
@@ -94,17 +86,16 @@ def infer_clip_text_spec(part: str, shapes: Mapping[str, tuple[int, ...]], poole
     if count == 0:
         raise ValueError("this is not a CLIP text encoder: no text_model.encoder.layers")
     function = clip_layer_gelu if pooled else clip_layer_quick_gelu
-    embed = make_block(part, embed_tokens, "text_model.embeddings.", shapes, 1)
+    embed = make_block(part, embed_tokens, "text_model.embeddings.", shapes)
     pool = Block(
         part,
         pool_and_project,
         "",
         ("text_model.final_layer_norm.bias", "text_model.final_layer_norm.weight", "text_projection.weight"),
-        2,
     )
     return ClipTextSpec(
         embed=replace(embed, names=tuple(n for n in embed.names if not n.startswith("position_ids"))),
-        layers=tuple(make_block(part, function, f"{root}{i}.", shapes, 1, CLIP_LAYER_KEPT) for i in range(count)),
+        layers=tuple(make_block(part, function, f"{root}{i}.", shapes) for i in range(count)),
         pool=pool if pooled else None,
     )
 

@@ -1,24 +1,27 @@
 """Compiling blocks: one program per kind of block, shared by every block of that kind.
 
 A program takes the block's inputs, one flat vector with all its adapter tensors, a random key, and its frozen weights;
-all of them are inputs of the compiled graph, so equal blocks never compile twice (docs/decisions/0002).
+all of them are inputs of the compiled graph, so equal blocks never compile twice (docs/decisions/0002, 0006).
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
 from library.device import kernels
+from library.device.graph_code import GraphFunction, needed_nodes
 from library.device.random import key_tensor
-from library.models.block import Block
+from library.device.values import Shape, Trace, Value
+from library.models.block import Block, Layers
 
-AdapterEntry = tuple[str, object]
-"""(local layer name, adapter); of the adapter see ``shapes``, ``factors``, ``build`` in networks.network_base."""
+AdapterEntry = tuple[str, Any]
+"""(local layer name, adapter); of the adapter see ``shapes``, ``factors``, ``apply`` in networks.network_base."""
 
 
 class Slot(NamedTuple):
@@ -27,7 +30,7 @@ class Slot(NamedTuple):
     adapter: int
     """Which of the block's adapters."""
     suffix: str
-    shape: tuple[int, ...]
+    shape: Shape
     factor: float
     """What the tensor is multiplied by before it is used."""
 
@@ -43,133 +46,197 @@ def slots_of(adapters: tuple[AdapterEntry, ...]) -> tuple[Slot, ...]:
     return tuple(sorted(slots, key=lambda slot: kinds.index((slot.shape, slot.factor))))
 
 
-@dataclass
+class Outline(NamedTuple):
+    """Shape and type of a tensor."""
+
+    shape: Shape
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @staticmethod
+    def of(tensor: Tensor) -> "Outline":
+        """The outline of a tensor."""
+        return Outline(tensor.shape, str(tensor.dtype))
+
+    def value_in(self, trace: Trace) -> Value:
+        """A value of this outline, as an input of a trace."""
+        return trace.input(self.shape, _DTYPES[self.dtype])
+
+
+_WHOLE = str(ms.int32)
+"""The type of token ids, which have no gradient."""
+_DTYPES = {str(dtype): dtype for dtype in (ms.float32, ms.float16, ms.bfloat16, ms.int32)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Traced:
+    """A block function, traced for inputs of one shape."""
+
+    trace: Trace
+    inputs: tuple[Value, ...]
+    others: tuple[Value, ...]
+    """Adapter vector, random key, weights."""
+    pieces: tuple[Value, ...]
+    """The tensors that the adapter vector was cut into."""
+    output: Value
+    products: tuple[Value, ...]
+    """Results that a gradient can be given, in the order of their computation."""
+    known: tuple[Value, ...]
+    """Inputs that stand in their place; empty where they are computed again."""
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    function: GraphFunction
+    kept: tuple[int, ...]
+    """Which products it needs to be given."""
+
+
 class Program:
-    """The forward pass of a kind of block, and its vector-Jacobian products by which inputs need one."""
-
-    forward: Callable[..., Tensor]
-    """(*inputs, theta, key, *frozen) -> output."""
-    forward_and_keep: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
-    """The same, and what the block keeps for its gradient."""
-    keeps: bool
-    """Whether the block keeps anything."""
-    _make_vjp: Callable[[tuple[int, ...]], Callable[..., tuple[Tensor, ...]]]
-    _vjps: dict[tuple[int, ...], Callable[..., tuple[Tensor, ...]]] = field(default_factory=dict)
-
-    def vjp(self, wanted: tuple[int, ...]) -> Callable[..., tuple[Tensor, ...]]:
-        """(*inputs, theta, key, frozen, kept, d_output) -> (d_input for each wanted index, ..., d_theta).
-
-        ``kept`` is what the forward pass kept; where it is empty, everything is computed again.
-        """
-        if wanted not in self._vjps:
-            self._vjps[wanted] = self._make_vjp(wanted)
-        return self._vjps[wanted]
-
-
-@functools.cache
-def program(
-    function: Callable[..., Any],
-    names: tuple[str, ...],
-    arity: int,
-    kept_names: tuple[str, ...],
-    adapters: tuple[AdapterEntry, ...],
-    compiled: bool,
-) -> Program:
-    """The program of a kind of block.
+    """The forward pass of a kind of block, and its vector-Jacobian products. Made once for each shape of inputs.
 
     Args:
         function: the block function.
-        names: local names of the frozen weights.
-        arity: number of inputs.
-        kept_names: what the function returns behind its output.
-        adapters: the block's adapters, in the order of their tensors.
+        weights: local name and outline of each frozen weight.
+        adapters: the block's adapters.
         compiled: compile to graphs; False runs operation by operation, for debugging.
     """
-    forward = _make_forward(function, names, kept_names, adapters)
 
-    def run_and_keep(*arguments):  # type: ignore[no-untyped-def]  # read by the graph compiler
-        return forward(arguments[:arity], arguments[arity], arguments[arity + 1], arguments[arity + 2 :], ())
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        weights: tuple[tuple[str, Outline], ...],
+        adapters: tuple[AdapterEntry, ...],
+        compiled: bool,
+    ) -> None:
+        self._function, self._weights, self._adapters, self._compiled = function, weights, adapters, compiled
+        self._slots = slots_of(adapters)
+        self._pieces = tuple((slot.shape, slot.factor) for slot in self._slots)
+        self._forwards: dict[Any, GraphFunction] = {}
+        self._gradients: dict[Any, _Gradient] = {}
+        self._footprints: dict[tuple[Outline, ...], tuple[Outline, int]] = {}
 
-    def run(*arguments):  # type: ignore[no-untyped-def]  # read by the graph compiler
-        return run_and_keep(*arguments)[0]
+    def forward(self, inputs: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+        """The block's output.
 
-    def make_vjp(wanted: tuple[int, ...]) -> Callable[..., tuple[Tensor, ...]]:
-        vjp = _make_vjp(_OF_ARITY[arity](forward), arity, wanted)
-        return ms.jit(vjp) if compiled else vjp
+        Args:
+            inputs: what flows in.
+            others: adapter vector, random key, weights.
+        """
+        return self._run_forward(inputs, others, ())[0]
 
-    if compiled:
-        return Program(ms.jit(run), ms.jit(run_and_keep), bool(kept_names), make_vjp)
-    return Program(run, run_and_keep, bool(kept_names), make_vjp)
+    def forward_and_keep(
+        self, inputs: Sequence[Tensor], others: Sequence[Tensor], wanted: tuple[int, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The output, and those products that the gradient of the wanted inputs and the adapters needs."""
+        kept = self._gradient(_outlines(inputs), wanted, keep=True).kept
+        output, *products = self._run_forward(inputs, others, kept)
+        return output, tuple(products)
+
+    def gradients(
+        self,
+        inputs: Sequence[Tensor],
+        others: Sequence[Tensor],
+        wanted: tuple[int, ...],
+        kept: tuple[Tensor, ...] | None,
+        d_output: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Gradient of each wanted input and, where the block has adapters, of its adapter vector.
+
+        ``kept`` is what ``forward_and_keep`` returned for the same inputs; with None, everything is computed again.
+        """
+        gradient = self._gradient(_outlines(inputs), wanted, keep=kept is not None)
+        return gradient.function([*inputs, *others, *(kept or ()), d_output])
+
+    def footprint(self, inputs: tuple[Outline, ...]) -> tuple[Outline, int]:
+        """The output's outline, and how many values are kept for the gradient of all inputs and adapters."""
+        if inputs not in self._footprints:
+            traced = self._trace(inputs, known=True)
+            output = Outline(traced.output.shape, str(traced.output.dtype))
+            d_output = output.value_in(traced.trace)
+            wanted = tuple(i for i, x in enumerate(inputs) if x.dtype != _WHOLE)
+            kept = _used(traced, self._differentiate(traced, wanted, d_output))
+            self._footprints[inputs] = output, sum(traced.known[i].size for i in kept)
+        return self._footprints[inputs]
+
+    def _run_forward(
+        self, inputs: Sequence[Tensor], others: Sequence[Tensor], kept: tuple[int, ...]
+    ) -> tuple[Tensor, ...]:
+        key = (_outlines(inputs), kept)
+        if key not in self._forwards:
+            traced = self._trace(key[0], known=False)
+            outputs = (traced.output, *(traced.products[i] for i in kept))
+            arguments = (*traced.inputs, *traced.others)
+            self._forwards[key] = GraphFunction(traced.trace, arguments, outputs, self._compiled)
+        return self._forwards[key]([*inputs, *others])
+
+    def _gradient(self, inputs: tuple[Outline, ...], wanted: tuple[int, ...], keep: bool) -> _Gradient:
+        key = (inputs, wanted, keep)
+        if key not in self._gradients:
+            traced = self._trace(inputs, known=keep)
+            d_output = traced.trace.input(traced.output.shape, traced.output.dtype)
+            results = self._differentiate(traced, wanted, d_output)
+            kept = _used(traced, results)
+            arguments = (*traced.inputs, *traced.others, *(traced.known[i] for i in kept), d_output)
+            function = GraphFunction(traced.trace, arguments, results, self._compiled)
+            self._gradients[key] = _Gradient(function, kept)
+        return self._gradients[key]
+
+    def _trace(self, outlines: tuple[Outline, ...], known: bool) -> _Traced:
+        """Run the block function on values; with ``known``, products are inputs."""
+        trace = Trace()
+        inputs = tuple(outline.value_in(trace) for outline in outlines)
+        theta = trace.input((sum(math.prod(slot.shape) for slot in self._slots) or NO_THETA.size,), ms.float32)
+        key = trace.input((), ms.int32)
+        weights = {name: outline.value_in(trace) for name, outline in self._weights}
+        pieces = kernels.split_flat(theta, self._pieces)
+        adapters = {
+            layer: functools.partial(
+                adapter.apply,
+                {slot.suffix: piece for slot, piece in zip(self._slots, pieces, strict=True) if slot.adapter == i},
+                i,
+            )
+            for i, (layer, adapter) in enumerate(self._adapters)
+        }
+        products, stand_ins = [], []
+
+        def product(y: Value) -> Value:
+            products.append(y)
+            if not known:
+                return y
+            stand_in = trace.input(y.shape, y.dtype)
+            trace.add_step((y,), (stand_in,), lambda d, _: (d,))
+            stand_ins.append(stand_in)
+            return stand_in
+
+        output = self._function(*inputs, Layers(weights, adapters, key, outlines[0].shape[0], product))
+        others = (theta, key, *weights.values())
+        return _Traced(trace, inputs, others, pieces, output, tuple(products), tuple(stand_ins))
+
+    def _differentiate(self, traced: _Traced, wanted: tuple[int, ...], d_output: Value) -> tuple[Value, ...]:
+        sources = (*(traced.inputs[i] for i in wanted), *traced.pieces)
+        gradients = traced.trace.gradients(traced.output, d_output, sources)
+        if not traced.pieces:
+            return gradients
+        return (*gradients[: len(wanted)], kernels.join_flat(gradients[len(wanted) :], self._pieces))
 
 
-def _make_forward(
-    function: Callable[..., Any],
-    names: tuple[str, ...],
-    kept_names: tuple[str, ...],
-    adapters: tuple[AdapterEntry, ...],
-) -> Callable[..., tuple[Tensor, tuple[Tensor, ...]]]:
-    """(inputs, theta, key, frozen, kept) -> (output, what to keep), for use inside a graph."""
-    name_at = {name: i for i, name in enumerate(names)}
-    kept_at = {name: i for i, name in enumerate(kept_names)}
-    returns_kept = bool(kept_names)
-    slots = slots_of(adapters)
-    split = kernels.make_split(tuple((slot.shape, slot.factor) for slot in slots))
-    applies = {}
-    for i, (layer, adapter) in enumerate(adapters):
-        positions = {slot.suffix: at for at, slot in enumerate(slots) if slot.adapter == i}
-        applies[layer] = adapter.build(positions, i)
-
-    def forward(inputs, theta, key, frozen, kept):  # type: ignore[no-untyped-def]  # read by the graph compiler
-        known = kept_at if len(kept) > 0 else {}
-        batch = inputs[0].shape[0]
-        pieces = split(theta) if len(applies) > 0 else ()
-        result = function(*inputs, (name_at, frozen, applies, pieces, key, batch, known, kept))
-        if returns_kept:
-            return result
-        return result, ()
-
-    return forward
+def _used(traced: _Traced, results: tuple[Value, ...]) -> tuple[int, ...]:
+    """Which of the known products some results need."""
+    used = {id(x) for node in needed_nodes(traced.trace, results) for x in node.inputs}
+    return tuple(i for i, x in enumerate(traced.known) if id(x) in used)
 
 
-# Graphs differentiate functions with named parameters only, hence one function per number of inputs. The values of a
-# plain tuple argument would be compiled into the graph as constants: the frozen weights are spread out in the forward
-# pass, and are a tuple marked mutable where the graph differentiates.
-def _one(forward):  # type: ignore[no-untyped-def]
-    def call(x, theta, key, frozen, kept):  # type: ignore[no-untyped-def]
-        return forward((x,), theta, key, frozen, kept)[0]
-
-    return call
+def _outlines(tensors: Sequence[Tensor]) -> tuple[Outline, ...]:
+    return tuple(Outline.of(tensor) for tensor in tensors)
 
 
-def _two(forward):  # type: ignore[no-untyped-def]
-    def call(x, y, theta, key, frozen, kept):  # type: ignore[no-untyped-def]
-        return forward((x, y), theta, key, frozen, kept)[0]
-
-    return call
-
-
-def _three(forward):  # type: ignore[no-untyped-def]
-    def call(x, y, z, theta, key, frozen, kept):  # type: ignore[no-untyped-def]
-        return forward((x, y, z), theta, key, frozen, kept)[0]
-
-    return call
-
-
-_OF_ARITY = {1: _one, 2: _two, 3: _three}
-_GRAD = ops.GradOperation(get_all=True, sens_param=True)
-
-
-def _make_vjp(call, arity, wanted):  # type: ignore[no-untyped-def]
-    """The gradients of the wanted inputs, then of theta; the compiler drops what is not picked."""
-
-    def vjp(*arguments):  # type: ignore[no-untyped-def]
-        grads = _GRAD(call)(*arguments)
-        picked = ()
-        for i in wanted:
-            picked = picked + (grads[i],)
-        return picked + (grads[arity],)
-
-    return vjp
+program = functools.cache(Program)
+"""The program of a kind of block: equal arguments give the same one."""
 
 
 # --- blocks bound to weights ----------------------------------------------------------------------------------------
@@ -183,8 +250,6 @@ class BoundBlock:
 
     program: Program
     frozen: tuple[Tensor, ...]
-    frozen_mutable: tuple[Tensor, ...]
-    """The same tensors, in the form that a VJP takes."""
     segment: int | None
     """Which segment of the trained vector is this block's, or None."""
 
@@ -197,13 +262,13 @@ def bind(
     compiled: bool = True,
 ) -> BoundBlock:
     """Choose a block's program and collect its weights out of those of all parts (part -> key -> tensor)."""
-    chosen = program(block.function, block.names, block.arity, block.kept, adapters, compiled)
     frozen = block.frozen(weights[block.part]) if block.names else ()
-    return BoundBlock(chosen, frozen, ms.mutable(frozen) if frozen else (), segment)
+    outlines = tuple(zip(block.names, _outlines(frozen), strict=True))
+    return BoundBlock(program(block.function, outlines, adapters, compiled), frozen, segment)
 
 
 class Forward:
-    """Applies blocks without gradients; also the plain pass that MindSpore itself can differentiate.
+    """Applies blocks without gradients.
 
     Args:
         bound: block -> its bound form, for every block that will be run.
@@ -223,19 +288,14 @@ class Forward:
         self.no_theta = Tensor(NO_THETA)
         self.no_key = key_tensor(0)
 
-    def theta_and_key(self, bound: BoundBlock) -> tuple[Tensor, Tensor]:
-        """The adapter vector and random key of one block."""
+    def others(self, bound: BoundBlock) -> tuple[Tensor, ...]:
+        """What a block is given beside its inputs: adapter vector, random key, weights."""
         if bound.segment is None:
-            return self.no_theta, self.no_key
+            return self.no_theta, self.no_key, *bound.frozen
         key = self.no_key if self.keys is None else self.keys[bound.segment]
-        return self.segments[bound.segment], key
-
-    def forward_and_keep(self, bound: BoundBlock, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Apply one block; its output, and what it keeps for its gradient."""
-        output, kept = bound.program.forward_and_keep(*inputs, *self.theta_and_key(bound), *bound.frozen)
-        return output, ms.mutable(tuple(kept))
+        return self.segments[bound.segment], key, *bound.frozen
 
     def __call__(self, block: Block, *inputs: Tensor) -> Tensor:
         """Apply one block."""
         bound = self.bound[block]
-        return bound.program.forward(*inputs, *self.theta_and_key(bound), *bound.frozen)
+        return bound.program.forward(inputs, self.others(bound))

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
-from library.models.block import Block, Parts
+from library.device.operations import concat, narrow
+from library.device.values import Value
+from library.models.block import Block, Layers
 from library.models.clip_text import ClipTextSpec, clip_text_forward
 from library.models.unet import Run, UNetSpec, sinusoidal_embedding, unet_forward
 
@@ -59,24 +61,23 @@ def join_context(chunks: int) -> Block:
     Kept are the first token of the first chunk, the 75 in the middle of every chunk, and the last of the last one.
     """
 
-    def join(hidden1: Tensor, hidden2: Tensor, parts: Parts) -> Tensor:
-        hidden = ops.concat((hidden1, hidden2), -1)
-        if chunks == 1:
-            return hidden
-        width = hidden.shape[-1]
-        hidden = hidden.reshape(-1, chunks, CHUNK_TOKENS + 2, width)
-        middle = hidden[:, :, 1:-1].reshape(-1, chunks * CHUNK_TOKENS, width)
-        return ops.concat((hidden[:, 0, :1], middle, hidden[:, -1, -1:]), 1)
+    def join(hidden1: Value, hidden2: Value, layers: Layers) -> Value:
+        hidden = concat((hidden1, hidden2), -1)
+        width, length = hidden.shape[-1], CHUNK_TOKENS + 2
+        hidden = hidden.reshape(-1, chunks, length, width)
+        middle = narrow(hidden, 2, 1, CHUNK_TOKENS).reshape(-1, chunks * CHUNK_TOKENS, width)
+        tokens = hidden.reshape(-1, chunks * length, width)
+        return concat((narrow(tokens, 1, 0, 1), middle, narrow(tokens, 1, chunks * length - 1, 1)), 1)
 
-    return Block("", join, "", (), 2)
+    return Block("", join, "", ())
 
 
-def weigh_context(context_BTD: Tensor, weights_BT1: Tensor, parts: Parts) -> Tensor:
+def weigh_context(context_BTD: Value, weights_BT1: Value, layers: Layers) -> Value:
     """Context with every token's hidden state multiplied by its weight."""
     return context_BTD * weights_BT1.astype(context_BTD.dtype)
 
 
-WEIGH_CONTEXT = Block("", weigh_context, "", (), 2)
+WEIGH_CONTEXT = Block("", weigh_context, "", ())
 
 
 def joined_weights(weights_BNT: np.ndarray) -> np.ndarray:
@@ -89,11 +90,12 @@ def joined_weights(weights_BNT: np.ndarray) -> np.ndarray:
 def join_vector(chunks: int) -> Block:
     """Block (pooled [B*N, D], size embeddings [B, E]) -> vector [B, D + E]; pooled is the first chunk's."""
 
-    def join(pooled: Tensor, size_embeddings: Tensor, parts: Parts) -> Tensor:
-        batch = size_embeddings.shape[0]
-        return ops.concat((pooled.reshape(batch, chunks, -1)[:, 0], size_embeddings.astype(pooled.dtype)), 1)
+    def join(pooled: Value, size_embeddings: Value, layers: Layers) -> Value:
+        batch, width = size_embeddings.shape[0], pooled.shape[1]
+        first = narrow(pooled.reshape(batch, chunks, width), 1, 0, 1).reshape(batch, width)
+        return concat((first, size_embeddings.astype(pooled.dtype)), 1)
 
-    return Block("", join, "", (), 2)
+    return Block("", join, "", ())
 
 
 def encode_text(

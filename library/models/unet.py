@@ -9,112 +9,100 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 from mindspore import dtype as mstype
 
 from library.device import kernels
-from library.models.block import Block, Parts, attention, conv, group_norm, layer_norm, linear, make_block, weight
+from library.device.operations import concat, silu, transpose
+from library.device.values import Value
+from library.models.block import Block, Layers, make_block
 
 PART = "unet"
 RESNET_EPS = 1e-5
 TRANSFORMER_NORM_EPS = 1e-6
 SINUSOID_PERIOD = 10000.0
 
-RES_BLOCK_KEPT = ("in_layers.2",)
-TRANSFORMER_BLOCK_KEPT = tuple(
-    f"{attention}{layer}" for attention in ("attn1", "attn2") for layer in (".to_q", ".to_k", ".to_v", "", ".to_out.0")
-) + ("ff.net.0.proj",)
-
 Run = Callable[..., Tensor]
 """How a block is applied: run(block, *inputs) -> output. The caller decides on adapters and gradients."""
 
 
 # --- block functions ------------------------------------------------------------------------------------------------
-def embed_time(sinusoid_BM: Tensor, vector_BV: Tensor, parts: Parts) -> Tensor:
+def embed_time(sinusoid_BM: Value, vector_BV: Value, layers: Layers) -> Value:
     """Time and size conditioning to one embedding [B, 4M]."""
-    dtype = weight("time_embed.0.weight", parts).dtype
+    dtype = layers.weights["time_embed.0.weight"].dtype
     sinusoid_BM, vector_BV = sinusoid_BM.astype(dtype), vector_BV.astype(dtype)
-    time = linear(kernels.silu(linear(sinusoid_BM, "time_embed.0", parts)), "time_embed.2", parts)
-    label = linear(kernels.silu(linear(vector_BV, "label_emb.0.0", parts)), "label_emb.0.2", parts)
+    time = layers.linear(silu(layers.linear(sinusoid_BM, "time_embed.0")), "time_embed.2")
+    label = layers.linear(silu(layers.linear(vector_BV, "label_emb.0.0")), "label_emb.0.2")
     return time + label
 
 
-def conv_in(x_BCHW: Tensor, parts: Parts) -> Tensor:
+def conv_in(x_BCHW: Value, layers: Layers) -> Value:
     """The first convolution; from here on in the type of the weights."""
-    return conv(x_BCHW.astype(weight("0.weight", parts).dtype), "0", 1, 1, parts)
+    return layers.conv(x_BCHW.astype(layers.weights["0.weight"].dtype), "0", 1, 1)
 
 
-def res_block(x_BCHW: Tensor, emb_BE: Tensor, parts: Parts) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Two convolutions with the embedding added between, and a shortcut; keeps the first one's result."""
-    h = kernels.silu(group_norm(x_BCHW, "in_layers.0", RESNET_EPS, parts))
-    kept = conv(h, "in_layers.2", 1, 1, parts)
-    shift_BC = linear(kernels.silu(emb_BE), "emb_layers.1", parts)
-    h = kernels.add_to_channels(kept, shift_BC)
-    h = kernels.silu(group_norm(h, "out_layers.0", RESNET_EPS, parts))
-    h = conv(h, "out_layers.3", 1, 1, parts)
-    if "skip_connection.weight" in parts[0]:  # the weights' names
-        return conv(x_BCHW, "skip_connection", 1, 0, parts) + h, (kept,)
-    return x_BCHW + h, (kept,)
+def res_block(x_BCHW: Value, emb_BE: Value, layers: Layers) -> Value:
+    """Two convolutions with the embedding added between, and a shortcut."""
+    h = layers.conv(silu(layers.group_norm(x_BCHW, "in_layers.0", RESNET_EPS)), "in_layers.2", 1, 1)
+    h = kernels.add_to_channels(h, layers.linear(silu(emb_BE), "emb_layers.1"))
+    h = layers.conv(silu(layers.group_norm(h, "out_layers.0", RESNET_EPS)), "out_layers.3", 1, 1)
+    if "skip_connection.weight" in layers.weights:
+        return layers.conv(x_BCHW, "skip_connection", 1, 0) + h
+    return x_BCHW + h
 
 
-def res_block_with_skip(
-    x_BCHW: Tensor, skip_BCHW: Tensor, emb_BE: Tensor, parts: Parts
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def res_block_with_skip(x_BCHW: Value, skip_BCHW: Value, emb_BE: Value, layers: Layers) -> Value:
     """A res block of the decoder: the encoder's output of the same size is appended to the channels first."""
-    return res_block(ops.concat((x_BCHW, skip_BCHW), 1), emb_BE, parts)
+    return res_block(concat((x_BCHW, skip_BCHW), 1), emb_BE, layers)
 
 
-def downsample(x_BCHW: Tensor, parts: Parts) -> Tensor:
+def downsample(x_BCHW: Value, layers: Layers) -> Value:
     """Strided convolution; halves height and width."""
-    return conv(x_BCHW, "op", 2, 1, parts)
+    return layers.conv(x_BCHW, "op", 2, 1)
 
 
-def upsample(x_BCHW: Tensor, parts: Parts) -> Tensor:
+def upsample(x_BCHW: Value, layers: Layers) -> Value:
     """Nearest neighbour to twice the size, then a convolution."""
-    return conv(kernels.upsample_nearest_2x(x_BCHW), "conv", 1, 1, parts)
+    return layers.conv(kernels.upsample_nearest_2x(x_BCHW), "conv", 1, 1)
 
 
-def transformer_in(x_BCHW: Tensor, parts: Parts) -> Tensor:
+def transformer_in(x_BCHW: Value, layers: Layers) -> Value:
     """Normalise, turn pixels into tokens, project: [B, T, D]."""
     batch, channels, height, width = x_BCHW.shape
-    h = group_norm(x_BCHW, "norm", TRANSFORMER_NORM_EPS, parts)
-    rows = h.reshape(batch, channels, height * width).swapaxes(1, 2).reshape(-1, channels)
-    return linear(rows, "proj_in", parts).reshape(batch, height * width, -1)
+    h = layers.group_norm(x_BCHW, "norm", TRANSFORMER_NORM_EPS).reshape(batch, channels, height * width)
+    rows = transpose(h, (0, 2, 1)).reshape(-1, channels)
+    return layers.linear(rows, "proj_in").reshape(batch, height * width, -1)
 
 
-def transformer_block(x_BTD: Tensor, context_BSX: Tensor, parts: Parts) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Self-attention, attention to the text, gated feed-forward, each with a residual; keeps all products."""
+def transformer_block(x_BTD: Value, context_BSX: Value, layers: Layers) -> Value:
+    """Self-attention, attention to the text, gated feed-forward, each with a residual."""
     rows = x_BTD.reshape(-1, x_BTD.shape[-1])
-    h = layer_norm(rows, "norm1", parts)
-    a, kept1 = _attend(h, h, "attn1", parts)
-    rows = rows + a
-    h = layer_norm(rows, "norm2", parts)
-    a, kept2 = _attend(h, context_BSX.reshape(-1, context_BSX.shape[-1]), "attn2", parts)
-    rows = rows + a
-    h = linear(layer_norm(rows, "norm3", parts), "ff.net.0.proj", parts)
-    rows = rows + linear(kernels.gated_gelu(h), "ff.net.2", parts)
-    return rows.reshape(x_BTD.shape), (*kept1, *kept2, h)
+    h = layers.layer_norm(rows, "norm1")
+    rows = rows + _attend(h, h, "attn1", layers)
+    h = layers.layer_norm(rows, "norm2")
+    rows = rows + _attend(h, context_BSX.reshape(-1, context_BSX.shape[-1]), "attn2", layers)
+    h = layers.linear(layers.layer_norm(rows, "norm3"), "ff.net.0.proj")
+    rows = rows + layers.linear(layers.gated_gelu(h), "ff.net.2")
+    return rows.reshape(x_BTD.shape)
 
 
-def _attend(rows: Tensor, context: Tensor, name: str, parts: Parts) -> tuple[Tensor, tuple[Tensor, ...]]:
-    q = linear(rows, name + ".to_q", parts)
-    k = linear(context, name + ".to_k", parts)
-    v = linear(context, name + ".to_v", parts)
-    a = attention(q, k, v, name, parts)
-    y = linear(a, name + ".to_out.0", parts)
-    return y, (q, k, v, a, y)
+def _attend(rows: Value, context: Value, name: str, layers: Layers) -> Value:
+    q = layers.linear(rows, name + ".to_q")
+    k = layers.linear(context, name + ".to_k")
+    v = layers.linear(context, name + ".to_v")
+    return layers.linear(layers.attention(q, k, v), name + ".to_out.0")
 
 
-def transformer_out(tokens_BTD: Tensor, x_BCHW: Tensor, parts: Parts) -> Tensor:
+def transformer_out(tokens_BTD: Value, x_BCHW: Value, layers: Layers) -> Value:
     """Project the tokens back, turn them into pixels, add the transformer's input."""
     batch, tokens, width = tokens_BTD.shape
-    h = linear(tokens_BTD.reshape(-1, width), "proj_out", parts).reshape(batch, tokens, -1)
-    return h.swapaxes(1, 2).reshape(x_BCHW.shape) + x_BCHW
+    h = layers.linear(tokens_BTD.reshape(-1, width), "proj_out").reshape(batch, tokens, -1)
+    return transpose(h, (0, 2, 1)).reshape(x_BCHW.shape) + x_BCHW
 
 
-def conv_out(x_BCHW: Tensor, parts: Parts) -> Tensor:
+def conv_out(x_BCHW: Value, layers: Layers) -> Value:
     """Normalise and predict [B, 4, H, W], in float32."""
-    return conv(kernels.silu(group_norm(x_BCHW, "0", RESNET_EPS, parts)), "2", 1, 1, parts).astype(mstype.float32)
+    return layers.conv(silu(layers.group_norm(x_BCHW, "0", RESNET_EPS)), "2", 1, 1).astype(mstype.float32)
 
 
 # --- layout -----------------------------------------------------------------------------------------------------------
@@ -185,11 +173,11 @@ def infer_unet_spec(shapes: Mapping[str, tuple[int, ...]]) -> UNetSpec:
     local = [key for key in shapes if key.startswith(("time_embed.", "label_emb."))]
     context_key = next(key for key in sorted(shapes) if key.endswith("attn2.to_k.weight"))
     return UNetSpec(
-        time=Block(PART, embed_time, "", tuple(sorted(local)), 2),
+        time=Block(PART, embed_time, "", tuple(sorted(local))),
         encoder=_stages(shapes, "input_blocks", decoder=False),
         middle=tuple(_layer(shapes, f"middle_block.{i}.", with_skip=False) for i in _indices(shapes, "middle_block.")),
         decoder=_stages(shapes, "output_blocks", decoder=True),
-        out=make_block(PART, conv_out, "out.", shapes, 1),
+        out=make_block(PART, conv_out, "out.", shapes),
         sinusoid_width=shapes["time_embed.0.weight"][1],
         vector_width=shapes["label_emb.0.0.weight"][1],
         context_width=shapes[context_key][1],
@@ -216,16 +204,15 @@ def _layer(shapes: Mapping[str, tuple[int, ...]], prefix: str, with_skip: bool) 
         return prefix + name in shapes
 
     if has("in_layers.2.weight"):
-        function, arity = (res_block_with_skip, 3) if with_skip else (res_block, 2)
-        return Resnet(make_block(PART, function, prefix, shapes, arity, RES_BLOCK_KEPT))
+        return Resnet(make_block(PART, res_block_with_skip if with_skip else res_block, prefix, shapes))
     if has("proj_in.weight"):
         return _transformer(shapes, prefix)
     if has("op.weight"):
-        return Resample(make_block(PART, downsample, prefix, shapes, 1))
+        return Resample(make_block(PART, downsample, prefix, shapes))
     if has("conv.weight"):
-        return Resample(make_block(PART, upsample, prefix, shapes, 1))
+        return Resample(make_block(PART, upsample, prefix, shapes))
     if has("weight"):
-        return Resample(make_block(PART, conv_in, prefix.removesuffix("0."), shapes, 1))
+        return Resample(make_block(PART, conv_in, prefix.removesuffix("0."), shapes))
     raise ValueError(f"no known layer at {prefix} of the UNet")
 
 
@@ -236,12 +223,9 @@ def _transformer(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> Transfor
     )
     leave = tuple(sorted(n for n in ("proj_out.weight", "proj_out.bias") if prefix + n in shapes))
     return Transformer(
-        enter=Block(PART, transformer_in, prefix, enter, 1),
-        blocks=tuple(
-            make_block(PART, transformer_block, f"{inner}{i}.", shapes, 2, TRANSFORMER_BLOCK_KEPT)
-            for i in _indices(shapes, inner)
-        ),
-        leave=Block(PART, transformer_out, prefix, leave, 2),
+        enter=Block(PART, transformer_in, prefix, enter),
+        blocks=tuple(make_block(PART, transformer_block, f"{inner}{i}.", shapes) for i in _indices(shapes, inner)),
+        leave=Block(PART, transformer_out, prefix, leave),
     )
 
 

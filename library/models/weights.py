@@ -25,6 +25,15 @@ gradient is rarely needed, and the one that narrows (docs/performance.md).
 """
 
 
+def held_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """In which shape a weight of a checkpoint is held."""
+    return shape[::-1] if _is_turned(key, shape) else shape
+
+
+def _is_turned(key: str, shape: tuple[int, ...]) -> bool:
+    return key.removesuffix(".weight").endswith(TRANSPOSED) and len(shape) == 2
+
+
 def to_tensors(arrays: dict[str, np.ndarray], dtype: ms.Type = ms.float32) -> dict[str, Tensor]:
     """Weights as tensors that share the arrays' memory, those of ``TRANSPOSED`` layers turned.
 
@@ -35,7 +44,7 @@ def to_tensors(arrays: dict[str, np.ndarray], dtype: ms.Type = ms.float32) -> di
     tensors = {}
     for key in list(arrays):
         array = arrays.pop(key)
-        if key.removesuffix(".weight").endswith(TRANSPOSED) and array.ndim == 2:
+        if _is_turned(key, array.shape):
             array = import_cv2().transpose(array)  # six times as fast as NumPy's
         tensor = Tensor.from_numpy(np.ascontiguousarray(array))
         tensors[key] = tensor if tensor.dtype == dtype else tensor.astype(dtype)

@@ -14,15 +14,18 @@ import numpy as np
 from library.data.dataset import TrainDataset
 from library.data.tokenizer import CHUNK, token_limit
 from library.models import sdxl
-from library.models.footprint import BlockValues, Footprint, Outline, Shapes
+from library.models.block import Block
+from library.models.footprint import FLOAT, BlockValues, Footprint, Shapes
+from library.models.program import AdapterEntry, Outline
 from library.models.sdxl import SdxlSpec
 from library.models.sdxl_model_util import SdxlWeights
 from library.settings.arguments import TrainArgs
+from library.training.trainable import Trainable
 
 logger = logging.getLogger(__name__)
 
 GB = 1e9
-FLOAT = 4
+FLOAT_BYTES = 4
 LIBRARIES = 1.0 * GB
 """Python, MindSpore and compiled blocks; measured on the tiny model, which has little else."""
 OPTIMIZER_VECTORS = 2
@@ -44,9 +47,11 @@ class MemorySetup:
     shapes: Shapes
     """Part -> key -> shape of the base model's weights."""
     vae_values: int
-    value_bytes: int = FLOAT
+    value_bytes: int = FLOAT_BYTES
     """Bytes of a frozen weight and of what flows between blocks: 4, or 2 in half precision."""
     trained_values: int
+    adapters: Mapping[Block, tuple[AdapterEntry, ...]]
+    """The adapters of each block that has any."""
     batch_size: int
     resolution: tuple[int, int]
     """Width, height of the largest bucket, in pixels."""
@@ -77,7 +82,7 @@ class MemoryEstimate:
 
 
 def memory_setup(
-    args: TrainArgs, dataset: TrainDataset, weights: SdxlWeights, spec: SdxlSpec, trained_values: int, value_bytes: int
+    args: TrainArgs, dataset: TrainDataset, weights: SdxlWeights, spec: SdxlSpec, trainable: Trainable, value_bytes: int
 ) -> MemorySetup:
     """What a run's flags and data say; the batch is the one with the most pixels.
 
@@ -86,7 +91,7 @@ def memory_setup(
         dataset: the data set.
         weights: the base model; only shapes are looked at.
         spec: its layout.
-        trained_values: length of the trained vector.
+        trainable: what is trained.
         value_bytes: bytes of a value in the frozen models.
     """
     _, batch_size, resolution, tokens = max(
@@ -101,7 +106,8 @@ def memory_setup(
         shapes={part: {key: array.shape for key, array in named.items()} for part, named in weights.parts.items()},
         vae_values=sum(array.size for array in weights.vae.values()),
         value_bytes=value_bytes,
-        trained_values=trained_values,
+        trained_values=trainable.size,
+        adapters={segment.block: segment.adapters for segment in trainable.segments},
         batch_size=batch_size,
         resolution=resolution,
         chunks=tokens // sdxl.CHUNK_TOKENS,
@@ -116,9 +122,9 @@ def estimate_memory(setup: MemorySetup) -> MemoryEstimate:
     """What a run's memory holds, by parts."""
     blocks = _blocks(setup)
     size = {part: setup.value_bytes * sum(map(math.prod, shapes.values())) for part, shapes in setup.shapes.items()}
-    text, vae = size["te1"] + size["te2"], setup.vae_values * FLOAT
+    text, vae = size["te1"] + size["te2"], setup.vae_values * FLOAT_BYTES
     outputs, kept = sum(block.output for block in blocks), sum(block.kept for block in blocks)
-    vector = FLOAT * setup.trained_values
+    vector = FLOAT_BYTES * setup.trained_values
     return MemoryEstimate(
         {
             "UNet": size["unet"],
@@ -135,13 +141,13 @@ def estimate_memory(setup: MemorySetup) -> MemoryEstimate:
 
 
 def _blocks(setup: MemorySetup) -> Sequence[BlockValues]:
-    run = Footprint(setup.shapes)
+    run = Footprint(setup.shapes, setup.adapters)
     width, height = (side // LATENT_PIXELS for side in setup.resolution)
     ids = np.zeros((setup.batch_size, setup.chunks, CHUNK), np.int64)
     text = sdxl.encode_text(setup.spec, run, (ids, ids))  # type: ignore[arg-type]  # outlines flow instead of tensors
     if not setup.train_text:
         run.blocks.clear()
-    noisy = Outline((setup.batch_size, 4, height, width))
+    noisy = Outline((setup.batch_size, 4, height, width), FLOAT)
     timesteps, sizes = np.zeros(setup.batch_size), np.zeros((setup.batch_size, 6))
     sdxl.predict(setup.spec, run, noisy, timesteps, text, sizes)  # type: ignore[arg-type]
     return run.blocks

@@ -176,8 +176,7 @@ def memory_of_run(
     weights = family.outline(args.model.pretrained_model_name_or_path, args.model.vae)
     spec = infer_spec(weights.parts)
     network = create_network(module, family.lora_targets(weights), args.network, rng)
-    trained = Trainable(network, all_blocks(spec)).size
-    return memory_setup(args, dataset, weights, spec, trained, device.value_bytes)
+    return memory_setup(args, dataset, weights, spec, Trainable(network, all_blocks(spec)), device.value_bytes)
 
 
 def learning_rates(trainable: Trainable, options: OptimizerArgs) -> np.ndarray | float:

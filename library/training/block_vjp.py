@@ -21,8 +21,8 @@ class _Call:
     output: Tensor
     wanted: tuple[int, ...]
     """Which inputs depend on something that is trained."""
-    kept: tuple[Tensor, ...]
-    """Results of its products; empty if they are to be computed again."""
+    kept: tuple[Tensor, ...] | None
+    """Results of its products; None if they are to be computed again."""
 
 
 class BlockTape(Forward):
@@ -46,9 +46,9 @@ class BlockTape(Forward):
         wanted = tuple(i for i, x in enumerate(inputs) if id(x) in self._trained)
         if not wanted and bound.segment is None:
             return super().__call__(block, *inputs)
-        kept: tuple[Tensor, ...] = ()
-        if bound.program.keeps and self._is_turn():
-            output, kept = self.forward_and_keep(bound, *inputs)
+        kept = None
+        if self._is_turn():
+            output, kept = bound.program.forward_and_keep(inputs, self.others(bound), wanted)
         else:
             output = super().__call__(block, *inputs)
         self._calls.append(_Call(bound, inputs, output, wanted, kept))
@@ -56,7 +56,7 @@ class BlockTape(Forward):
         return output
 
     def _is_turn(self) -> bool:
-        """Whether the next block that could keep something does, so that their share comes out."""
+        """Whether the next block keeps its products, so that their share comes out."""
         self._keepers += 1
         return int(self._keepers * self._keep) > int((self._keepers - 1) * self._keep)
 
@@ -76,14 +76,13 @@ class BlockTape(Forward):
             d_out = flowing.pop(id(call.output), None)
             if d_out is None:
                 continue
-            vjp = call.bound.program.vjp(call.wanted)
-            theta, key = self.theta_and_key(call.bound)
-            *d_inputs, d_theta = vjp(*call.inputs, theta, key, call.bound.frozen_mutable, call.kept, d_out)
-            for i, d_input in zip(call.wanted, d_inputs, strict=True):
+            bound = call.bound
+            gradients = bound.program.gradients(call.inputs, self.others(bound), call.wanted, call.kept, d_out)
+            for i, d_input in zip(call.wanted, gradients, strict=False):
                 source = id(call.inputs[i])
                 flowing[source] = flowing[source] + d_input if source in flowing else d_input
-            segment = call.bound.segment
-            if segment is not None:
-                grads[segment] = grads[segment] + d_theta if segment in grads else d_theta
+            if bound.segment is not None:
+                d_theta = gradients[-1]
+                grads[bound.segment] = grads[bound.segment] + d_theta if bound.segment in grads else d_theta
         self._trained.clear()
         return grads

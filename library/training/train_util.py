@@ -11,7 +11,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from library.models.block import Block, Parts
+from library.device.operations import mean
+from library.device.values import Value
+from library.models.block import Block, Layers
 from library.models.program import BoundBlock, bind
 from library.training.block_vjp import BlockTape
 from library.training.optimizers import FlatOptimizer
@@ -21,13 +23,13 @@ Predict = Callable[[Callable[..., Tensor]], Tensor]
 """Given a way to run blocks, one batch's prediction [B, 4, H, W]."""
 
 
-def weighted_mse(pred_BCHW: Tensor, target_BCHW: Tensor, weights_B1HW: Tensor, parts: Parts) -> Tensor:
+def weighted_mse(pred_BCHW: Value, target_BCHW: Value, weights_B1HW: Value, layers: Layers) -> Value:
     """Mean of the weighted squared errors; weights of [B, 1, 1, 1] hold for whole samples."""
     error = pred_BCHW - target_BCHW
-    return (error * error * weights_B1HW).mean()
+    return mean(error * error * weights_B1HW)
 
 
-LOSS = Block("", weighted_mse, "", (), 3)
+LOSS = Block("", weighted_mse, "", ())
 
 
 class TrainStep:

@@ -7,7 +7,8 @@ import pytest
 from mindspore import Tensor
 
 from library.models.block import Block
-from library.models.footprint import Footprint, Outline
+from library.models.footprint import FLOAT, Footprint
+from library.models.program import Outline
 from library.models.sdxl import encode_text, predict
 from library.models.sdxl_model_util import _expected_parts
 from library.models.sdxl_spec import TINY_SDXL
@@ -30,7 +31,7 @@ class CountingTape(BlockTape):
         """Apply one block."""
         before = len(self._calls)
         output = super().__call__(block, *inputs)
-        kept = sum(x.size for call in self._calls[before:] for x in call.kept)
+        kept = sum(x.size for call in self._calls[before:] for x in call.kept or ())
         self.counts.append((block.prefix, output.size, kept))
         return output
 
@@ -45,8 +46,11 @@ def test_outputs_and_kept_products_are_counted_from_shapes() -> None:
     predict_with(tape)
 
     spec, shapes = replay.base.model.spec, _expected_parts(TINY_SDXL)
-    run = Footprint(shapes)
+    run = Footprint(shapes, {segment.block: segment.adapters for segment in step.trainable.segments})
     ids = np.zeros((2, 1, 77), np.int64)
     text = encode_text(spec, run, (ids, ids))  # type: ignore[arg-type]
-    predict(spec, run, Outline((2, 4, 16, 16)), np.zeros(2), text, np.zeros((2, 6)))  # type: ignore[arg-type]
-    assert [(b.output, b.kept) for b in run.blocks] == [(output, kept) for _, output, kept in tape.counts]
+    predict(spec, run, Outline((2, 4, 16, 16), FLOAT), np.zeros(2), text, np.zeros((2, 6)))  # type: ignore[arg-type]
+    assert [block.output for block in run.blocks] == [output for _, output, _ in tape.counts]
+    # The estimate counts gradients of all inputs; the run leaves out those of inputs that nothing trained flows into.
+    assert all(block.kept >= kept for block, (_, _, kept) in zip(run.blocks, tape.counts, strict=True))
+    assert sum(block.kept for block in run.blocks) <= 1.001 * sum(kept for _, _, kept in tape.counts)

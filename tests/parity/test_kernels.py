@@ -1,36 +1,21 @@
 """The ways in which devices and sizes make a layer be computed differently give the same values and gradients."""
 
-from collections.abc import Callable
-
-import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, ops
+from mindspore import ops
 
-from library.device import kernels
+from library.device import kernels, operations
+from library.device.values import Value
+from tests.parity.traced import value_and_gradients
 
 pytestmark = pytest.mark.usefixtures("device")
 
 TOLERANCE = 2e-6
 """Relative to the largest value: the same float32 numbers, summed in another order."""
-GRAD = ops.GradOperation(get_all=True, sens_param=True)
 
 
-def random(*shape: int) -> Tensor:
-    return Tensor(np.random.default_rng(len(shape)).standard_normal(shape, dtype=np.float32))
-
-
-def value_and_gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[np.ndarray]:
-    """The compiled function's value, and its gradients along a fixed direction; compiled anew on each call."""
-
-    def value(x, y, z):  # type: ignore[no-untyped-def]
-        return function(x, y, z)
-
-    def gradients(x, y, z, d):  # type: ignore[no-untyped-def]
-        return GRAD(value)(x, y, z, d)
-
-    out = ms.jit(value)(*inputs)
-    return [out.asnumpy(), *(g.asnumpy() for g in ms.jit(gradients)(*inputs, ops.cos(out)))]
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape)).standard_normal(shape, dtype=np.float32)
 
 
 def assert_close(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
@@ -38,29 +23,29 @@ def assert_close(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
         assert np.abs(a - b).max() <= TOLERANCE * max(np.abs(b).max(), 1.0)
 
 
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def group_norm(x: Value, weight: Value, bias: Value) -> Value:
     return kernels.group_norm(x, weight, bias, 1e-5)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention(q: Value, k: Value, v: Value) -> Value:
     return kernels.attention(q, k, v, 2)
 
 
 LAYERS = {
-    "group_norm": (group_norm, ((2, 64, 6, 4), (64,), (64,))),
-    "layer_norm": (kernels.layer_norm, ((20, 48), (48,), (48,))),
-    "attention": (attention, ((2 * 16, 128), (2 * 12, 128), (2 * 12, 128))),
+    "group_norm": (group_norm, ((2, 64, 6, 4), (64,), (64,)), 1),
+    "layer_norm": (kernels.layer_norm, ((20, 48), (48,), (48,)), 1),
+    "attention": (attention, ((2 * 16, 128), (2 * 12, 128), (2 * 12, 128)), 3),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_broadcasting_by_products_is_broadcasting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    function, shapes = LAYERS[name]
+    function, shapes, trained = LAYERS[name]
     inputs = tuple(random(*shape) for shape in shapes)
     results = []
     for explicit in (True, False):
         monkeypatch.setattr(kernels, "EXPLICIT_BROADCAST", explicit)
-        results.append(value_and_gradients(function, inputs))
+        results.append(value_and_gradients(function, inputs, trained))
     assert_close(*results)
 
 
@@ -71,12 +56,37 @@ def test_attention_by_chunks_is_attention_at_once(monkeypatch: pytest.MonkeyPatc
     assert_close(value_and_gradients(attention, inputs), at_once)
 
 
-def test_a_known_result_is_not_computed_and_passes_the_gradient_on() -> None:
-    def function(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        return kernels.known(x * y, z) * 3.0
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 1, 0)])
+def test_an_unfolded_convolution_is_a_convolution(
+    kernel: int, stride: int, padding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convolution(x: Value, weight: Value) -> Value:
+        return kernels.conv2d(x, weight, None, stride, padding)
 
-    x, y, z = random(4, 5), random(5), random(4, 5) + 7.0
-    out, d_x, _, d_z = value_and_gradients(function, (x, y, z))
-    np.testing.assert_allclose(out, 3.0 * z.asnumpy(), rtol=1e-6)
-    np.testing.assert_allclose(d_x, 3.0 * np.cos(out) * y.asnumpy(), rtol=1e-5, atol=1e-6)
-    assert not d_z.any()
+    inputs = random(2, 6, 8, 4), random(5, 6, kernel, kernel)[:, ::-1].copy()
+    monkeypatch.setattr(kernels, "UNFOLD_CONV", False)
+    plain = value_and_gradients(convolution, inputs)
+    monkeypatch.setattr(kernels, "UNFOLD_CONV", True)
+    for a, b in zip(value_and_gradients(convolution, inputs), plain, strict=True):
+        assert np.abs(a - b).max() <= 5 * TOLERANCE * np.abs(b).max()  # sums of up to 60 products
+
+
+def test_fused_attention_gets_its_gradient_from_mindspore(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused kernel exists on Ascend only; here a stand-in that can be differentiated takes its place."""
+    monkeypatch.setattr(ops, "flash_attention_score", stand_in)
+    operations._flash.cache_clear()
+
+    def fused(q: Value, k: Value, v: Value) -> Value:
+        return operations.flash_attention(q, k, v, 2, 0.5)
+
+    q, k, v = (random(2, 3, 4) + i for i in range(3))
+    out, d_q, d_k, d_v = value_and_gradients(fused, (q, k, v))
+    operations._flash.cache_clear()
+    np.testing.assert_allclose(out, q * k * 0.5 + v * 2, rtol=1e-6)
+    d = np.cos(out)
+    for found, expected in ((d_q, d * k * 0.5), (d_k, d * q * 0.5), (d_v, d * 2)):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def stand_in(query, key, value, heads, scalar_value, input_layout):  # type: ignore[no-untyped-def]  # compiled
+    return query * key * scalar_value + value * heads

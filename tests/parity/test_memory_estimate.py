@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from library.models.sdxl_model_util import _expected_parts
+from library.models.sdxl_model_util import SdxlWeights, _expected_parts, lora_targets
 from library.models.sdxl_spec import FULL_SDXL
 from library.runs.memory_estimate import GB, MemorySetup, estimate_memory, memory_lines
 from library.runs.sdxl_train_util import infer_spec
-
-RANK_16_VALUES = 42_000_000
+from library.training.trainable import Trainable
+from networks.lora import LoRAAdapter
+from networks.network_base import AdaptedLayer, Network
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +22,16 @@ def setup() -> MemorySetup:
         part: {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
         for part, shapes in parts.items()
     }
+    spec = infer_spec(outlines)
+    targets = [t for t in lora_targets(SdxlWeights(outlines, {})) if t.part == "unet" and not t.extended]
+    network = Network({t.name: AdaptedLayer(t, LoRAAdapter(t.shape, 16, 1.0)) for t in targets}, {})
+    trainable = Trainable(network, spec.unet_blocks())
     return MemorySetup(
-        spec=infer_spec(outlines),
+        spec=spec,
         shapes=parts,
         vae_values=0,
-        trained_values=RANK_16_VALUES,
+        trained_values=trainable.size,
+        adapters={segment.block: segment.adapters for segment in trainable.segments},
         batch_size=1,
         resolution=(512, 512),
         text_is_cached=True,

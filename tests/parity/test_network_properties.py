@@ -13,10 +13,11 @@ from mindspore import Tensor
 
 import networks
 from library.device.random import key_tensor
+from library.device.values import Value
 from library.files.layer_target import LayerTarget
 from library.files.safetensors_utils import SafetensorsFile, save_file
 from library.models import sdxl
-from library.models.block import Block, conv, linear
+from library.models.block import Block, Layers
 from library.models.program import Forward, bind
 from library.models.random_weights import lora_weights
 from library.models.sdxl_model_util import lora_targets
@@ -34,22 +35,22 @@ RANK, ALPHA = 3, 2.0
 OUT, IN = 20, 16
 
 
-# --- one block per kind of layer; module level, because the compiler reads their source ------------------------------
-def one_linear(x: Tensor, parts: tuple) -> Tensor:
-    rows = linear(x.reshape(-1, IN), "layer", parts)  # a linear layer takes the rows of all samples
-    return rows.reshape(x.shape[:-1] + (OUT,))
+# --- one block per kind of layer --------------------------------------------------------------------------------------
+def one_linear(x: Value, layers: Layers) -> Value:
+    rows = layers.linear(x.reshape(-1, IN), "layer")  # a linear layer takes the rows of all samples
+    return rows.reshape((*x.shape[:-1], OUT))
 
 
-def one_pointwise(x: Tensor, parts: tuple) -> Tensor:
-    return conv(x, "layer", 1, 0, parts)
+def one_pointwise(x: Value, layers: Layers) -> Value:
+    return layers.conv(x, "layer", 1, 0)
 
 
-def one_conv(x: Tensor, parts: tuple) -> Tensor:
-    return conv(x, "layer", 1, 1, parts)
+def one_conv(x: Value, layers: Layers) -> Value:
+    return layers.conv(x, "layer", 1, 1)
 
 
-def one_strided(x: Tensor, parts: tuple) -> Tensor:
-    return conv(x, "layer", 2, 1, parts)
+def one_strided(x: Value, layers: Layers) -> Value:
+    return layers.conv(x, "layer", 2, 1)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Kind:
 
 
 def _kind(function: object, weight: tuple[int, ...], x: tuple[int, ...], stride: int = 1, padding: int = 0) -> Kind:
-    block = Block("unet", function, "", ("layer.bias", "layer.weight"), 1)  # type: ignore[arg-type]
+    block = Block("unet", function, "", ("layer.bias", "layer.weight"))  # type: ignore[arg-type]
     target = LayerTarget("unet", "layer", "lora_unet_layer", weight, stride, padding, extended=len(weight) == 4)
     return Kind(block, target, x)
 
