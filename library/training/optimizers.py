@@ -11,6 +11,8 @@ from mindspore import Tensor, ops
 State = tuple[Tensor, ...]
 CHUNK = 1 << 22
 """Values that are updated at once: an update's intermediate results take about ten times their memory."""
+CLIP_EPS = 1e-6
+"""Added to the norm that is divided by, as torch's clip_grad_norm_ does."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,14 @@ class AdamW:
         """First and second moments, zero."""
         return Tensor(np.zeros(size, np.float32)), Tensor(np.zeros(size, np.float32))
 
-    def scalars(self, step: int) -> Tensor:
-        """What changes from step to step (1-based), as one small tensor: the two bias corrections."""
+    def scalars(self, step: int, grad_scale: float) -> Tensor:
+        """What changes from step to step (1-based), as one small tensor, see ``build``.
+
+        The factor on the gradient is in the weights of the moments, which costs no pass over the vector.
+        """
         beta1, beta2 = self.betas
-        return Tensor(np.array([1.0 - beta1**step, math.sqrt(1.0 - beta2**step)], np.float32))
+        weights = grad_scale * (1.0 - beta1), grad_scale**2 * (1.0 - beta2)
+        return Tensor(np.array([*weights, 1.0 / math.sqrt(1.0 - beta2**step), 1.0 / (1.0 - beta1**step)], np.float32))
 
     def build(self) -> Callable[..., tuple[Tensor, ...]]:
         """(theta, grad, lr, scalars, m, v) -> (theta, m, v); lr is a scalar or a vector of theta's length."""
@@ -54,10 +60,10 @@ class AdamW:
         eps, weight_decay = self.eps, self.weight_decay
 
         def update(theta, grad, lr, scalars, m, v):  # type: ignore[no-untyped-def]  # read by the graph compiler
-            m = m * beta1 + grad * (1.0 - beta1)
-            v = v * beta2 + grad * grad * (1.0 - beta2)
-            direction = m / (ops.sqrt(v) / scalars[1] + eps)
-            theta = theta * (1.0 - lr * weight_decay) - direction * (lr / scalars[0])
+            m = m * beta1 + grad * scalars[0]
+            v = v * beta2 + grad * grad * scalars[1]
+            direction = m / (ops.sqrt(v) * scalars[2] + eps)
+            theta = theta * (1.0 - lr * weight_decay) - direction * (lr * scalars[3])
             return theta, m, v
 
         return update
@@ -86,6 +92,11 @@ def make_optimizer(optimizer_type: str, optimizer_args: Mapping[str, object]) ->
     return cls(**optimizer_args)  # type: ignore[arg-type]
 
 
+def sum_of_squares(grad):  # type: ignore[no-untyped-def]  # read by the graph compiler
+    """The squared length of a vector."""
+    return (grad * grad).sum()
+
+
 class FlatOptimizer:
     """An optimizer with its state and learning rates.
 
@@ -99,6 +110,7 @@ class FlatOptimizer:
     def __init__(self, rule: AdamW, size: int, lr: np.ndarray | float, compiled: bool) -> None:
         update = rule.build()
         self._update = ms.jit(update) if compiled else update
+        self._sum_of_squares = ms.jit(sum_of_squares) if compiled else sum_of_squares
         self._rule = rule
         self._sizes = [min(CHUNK, size - begin) for begin in range(0, size, CHUNK)]
         self._lr = np.asarray(lr, np.float32)
@@ -106,18 +118,35 @@ class FlatOptimizer:
         self._state = [rule.init(length) for length in self._sizes]
         self.steps = 0
 
-    def step(self, theta: Tensor, grad: Tensor, lr_factor: float) -> Tensor:
-        """One update; ``lr_factor`` multiplies every base learning rate (the schedule)."""
+    def step(
+        self, theta: Tensor, grad: Tensor, lr_factor: float, grad_scale: float = 1.0, max_norm: float = 0.0
+    ) -> tuple[Tensor, float | None]:
+        """One update.
+
+        Args:
+            theta: the trained vector.
+            grad: its gradient.
+            lr_factor: multiplies every base learning rate (the schedule).
+            grad_scale: multiplies the gradient.
+            max_norm: the gradient is scaled down to this norm where it is longer; 0 does not clip.
+
+        Returns:
+            the new vector, and the scaled gradient's norm before clipping, None without clipping.
+        """
         self.steps += 1
-        scalars = self._rule.scalars(self.steps)
+        grads, norm = self._split(grad), None
+        if max_norm > 0:
+            norm = grad_scale * math.sqrt(sum(float(self._sum_of_squares(chunk).asnumpy()) for chunk in grads))
+            grad_scale *= min(1.0, max_norm / (norm + CLIP_EPS))
+        scalars = self._rule.scalars(self.steps, grad_scale)
         common_lr = Tensor((self._lr * np.float32(lr_factor)).reshape(1)) if self._lr_chunks is None else None
         updated = []
-        for i, (theta_chunk, grad_chunk) in enumerate(zip(self._split(theta), self._split(grad), strict=True)):
+        for i, (theta_chunk, grad_chunk) in enumerate(zip(self._split(theta), grads, strict=True)):
             lr = self._lr_chunks[i] * lr_factor if self._lr_chunks is not None else common_lr
             theta_chunk, *state = self._update(theta_chunk, grad_chunk, lr, scalars, *self._state[i])
             updated.append(theta_chunk)
             self._state[i] = tuple(state)
-        return updated[0] if len(updated) == 1 else ops.concat(updated)
+        return (updated[0] if len(updated) == 1 else ops.concat(updated)), norm
 
     def _split(self, vector: Tensor) -> tuple[Tensor, ...]:
         return (vector,) if len(self._sizes) == 1 else ops.split(vector, self._sizes)

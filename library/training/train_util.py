@@ -7,7 +7,6 @@ optimizers and schedulers -> ``optimizers``, ``lr_schedules``; data sets -> ``li
 
 from collections.abc import Callable, Mapping, Sequence
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
@@ -69,7 +68,6 @@ class TrainStep:
         self._accumulation_steps = accumulation_steps
         self._block_keys = block_keys
         self._keep = keep
-        self._clip = ms.jit(clip_by_norm) if compiled else clip_by_norm
         self._accumulated: Tensor | None = None
         self._pending = 0
 
@@ -117,14 +115,13 @@ class TrainStep:
             lr_factor: the schedule's factor on the learning rates for this update.
         """
         assert self._accumulated is not None
-        grad = self._accumulated
-        if self._accumulation_steps > 1:
-            grad = grad * (1.0 / self._accumulation_steps)
-        norm = None
-        if self._max_grad_norm > 0:
-            grad, norm_tensor = self._clip(grad, Tensor(np.float32(self._max_grad_norm)))
-            norm = float(norm_tensor.asnumpy())
-        self.theta = self._optimizer.step(self.theta, grad, lr_factor)
+        self.theta, norm = self._optimizer.step(
+            self.theta,
+            self._accumulated,
+            lr_factor,
+            grad_scale=1.0 / self._accumulation_steps,
+            max_norm=self._max_grad_norm,
+        )
         self._accumulated, self._pending = None, 0
         return norm
 
@@ -144,9 +141,3 @@ def bind_all(
         adapters = trainable.segments[i].adapters if i is not None else ()
         bound[block] = bind(block, weights, adapters, i, compiled)
     return bound
-
-
-def clip_by_norm(grad, max_norm):  # type: ignore[no-untyped-def]  # read by the graph compiler
-    """(gradient scaled to at most max_norm, its norm before); torch's clip_grad_norm_ with its 1e-6."""
-    norm = ops.sqrt((grad * grad).sum())
-    return grad * ops.minimum(max_norm / (norm + 1e-6), Tensor(1.0, ms.float32)), norm

@@ -37,5 +37,22 @@ def test_pieces_of_any_length_give_the_formulas_result(
     optimizer = FlatOptimizer(RULE, SIZE, lr, compiled=False)
     theta = Tensor(first)
     for grad in grads:
-        theta = optimizer.step(theta, Tensor(grad), lr_factor=0.5)
+        theta, norm = optimizer.step(theta, Tensor(grad), lr_factor=0.5)
+        assert norm is None
     np.testing.assert_allclose(theta.asnumpy(), by_formula(np.asarray(lr), first, grads), rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 100.0])
+def test_a_gradient_is_scaled_and_clipped_as_if_beforehand(max_norm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "CHUNK", 7)
+    rng = np.random.default_rng(3)
+    first = rng.standard_normal(SIZE).astype(np.float32)
+    grads = [rng.standard_normal(SIZE).astype(np.float32) for _ in range(STEPS)]
+    optimizer = FlatOptimizer(RULE, SIZE, 1e-2, compiled=False)
+    theta, clipped = Tensor(first), []
+    for grad in grads:
+        theta, norm = optimizer.step(theta, Tensor(grad), lr_factor=0.5, grad_scale=0.25, max_norm=max_norm)
+        expected = np.linalg.norm(0.25 * grad.astype(np.float64))
+        assert norm == pytest.approx(expected, rel=1e-6)
+        clipped.append(0.25 * grad * min(1.0, max_norm / expected))
+    np.testing.assert_allclose(theta.asnumpy(), by_formula(np.asarray(1e-2), first, clipped), rtol=2e-5, atol=1e-6)
