@@ -7,6 +7,7 @@ The module constants below are the only place where devices differ; ``device_uti
 anything is traced.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -69,19 +70,26 @@ def _conv2d_unfolded(x_BCHW: Any, weight: Any, stride: int, padding: int) -> Any
     else:
         columns = op.unfold(x_BCHW, kernel, stride, padding)
     # One product for all images: [out, K] times [K, B L].
-    columns = op.transpose(columns, (1, 0, 2)).reshape(columns.shape[1], batch * out_height * out_width)
-    y = op.matmul(weight.reshape(out_channels, -1), columns).reshape(out_channels, batch, -1)
-    return op.transpose(y, (1, 0, 2)).reshape(batch, out_channels, out_height, out_width)
+    columns = _first_two_exchanged(columns).reshape(columns.shape[1], batch * out_height * out_width)
+    y = op.matmul(weight.reshape(out_channels, -1), columns).reshape(out_channels, batch, out_height * out_width)
+    return _first_two_exchanged(y).reshape(batch, out_channels, out_height, out_width)
+
+
+def _first_two_exchanged(x: Any) -> Any:
+    """[A, B, C] to [B, A, C], without a copy where A or B is 1."""
+    first, second, last = x.shape
+    return x.reshape(second, first, last) if 1 in (first, second) else op.transpose(x, (1, 0, 2))
 
 
 def group_norm(x_BCHW: Value, weight: Value, bias: Value, eps: float) -> Value:
     """Group normalisation over 32 groups, statistics in float32. Its weights are never trained and get no gradient."""
     batch, channels, height, width = x_BCHW.shape
+    weight, bias = weight.astype(mstype.float32), bias.astype(mstype.float32)
 
     def forward(x: Value, weight: Value, bias: Value) -> Value:
         centred, gain, _ = parts(x)
         y = centred.reshape(batch * channels, -1) * gain
-        return op.bias_add(y.reshape(x.shape), bias.astype(mstype.float32)).astype(x.dtype)
+        return op.bias_add(y.reshape(x.shape), bias).astype(x.dtype)
 
     def parts(x: Value) -> tuple[Value, Value, Value]:
         centred, scale = _centre(x.astype(mstype.float32).reshape(batch * GROUPS, -1), eps)
@@ -99,10 +107,11 @@ def group_norm(x_BCHW: Value, weight: Value, bias: Value, eps: float) -> Value:
 
 def layer_norm(rows: Value, weight: Value, bias: Value) -> Value:
     """Layer normalisation of rows with eps 1e-5, statistics in float32. Its weights get no gradient."""
+    weight, bias = weight.astype(mstype.float32), bias.astype(mstype.float32)
 
     def forward(rows: Value, weight: Value, bias: Value) -> Value:
         centred, scale = _centre(rows.astype(mstype.float32), LAYER_NORM_EPS)
-        return op.bias_add(centred * _outer(scale, weight), bias.astype(mstype.float32)).astype(rows.dtype)
+        return op.bias_add(centred * _outer(scale, weight), bias).astype(rows.dtype)
 
     def gradient(d_out: Value, out: Value) -> tuple[Value | None, ...]:
         centred, scale = _centre(rows.astype(mstype.float32), LAYER_NORM_EPS)
@@ -233,8 +242,14 @@ def _attention_of_heads(q: Value, k: Value, v: Value, causal: bool) -> Value:
 def _attention_weights(q: Value, k: Value, causal: bool) -> Value:
     scores = op.batch_matmul_nt(q * _HEAD_SCALE, k).astype(mstype.float32)
     if causal:
-        scores = scores + Constant(np.triu(np.full((q.shape[2],) * 2, _MASKED, np.float32), 1))
+        scores = scores + _later_tokens(q.shape[2])
     return op.softmax(scores).astype(q.dtype)
+
+
+@functools.cache
+def _later_tokens(tokens: int) -> Constant:
+    """What is added to scores [tokens, tokens] so that later tokens are not seen."""
+    return Constant(np.triu(np.full((tokens, tokens), _MASKED, np.float32), 1))
 
 
 def _chunks(q: Value, k: Value) -> int:

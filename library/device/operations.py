@@ -154,9 +154,8 @@ def softmax(x: Any) -> Any:
 
 
 # --- sums -------------------------------------------------------------------------------------------------------------
-_MEAN, _SUM, _KEEPING_MEAN, _KEEPING_SUM = (
+_MEAN, _KEEPING_MEAN, _KEEPING_SUM = (
     ops.ReduceMean(),
-    ops.ReduceSum(),
     ops.ReduceMean(keep_dims=True),
     ops.ReduceSum(keep_dims=True),
 )

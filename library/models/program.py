@@ -155,11 +155,10 @@ class Program:
     def footprint(self, inputs: tuple[Outline, ...]) -> tuple[Outline, int]:
         """The output's outline, and how many values are kept for the gradient of all inputs and adapters."""
         if inputs not in self._footprints:
-            traced = self._trace(inputs, known=True)
-            output = Outline(traced.output.shape, str(traced.output.dtype))
-            d_output = output.value_in(traced.trace)
             wanted = tuple(i for i, x in enumerate(inputs) if x.dtype != _WHOLE)
-            kept = _used(traced, self._differentiate(traced, wanted, d_output))
+            traced = self._trace(inputs, known=True)
+            _, _, kept = self._differentiate(traced, wanted)
+            output = Outline(traced.output.shape, str(traced.output.dtype))
             self._footprints[inputs] = output, sum(traced.known[i].size for i in kept)
         return self._footprints[inputs]
 
@@ -178,9 +177,7 @@ class Program:
         key = (inputs, wanted, keep)
         if key not in self._gradients:
             traced = self._trace(inputs, known=keep)
-            d_output = traced.trace.input(traced.output.shape, traced.output.dtype)
-            results = self._differentiate(traced, wanted, d_output)
-            kept = _used(traced, results)
+            d_output, results, kept = self._differentiate(traced, wanted)
             arguments = (*traced.inputs, *traced.others, *(traced.known[i] for i in kept), d_output)
             function = GraphFunction(traced.trace, arguments, results, self._compiled)
             self._gradients[key] = _Gradient(function, kept)
@@ -217,18 +214,17 @@ class Program:
         others = (theta, key, *weights.values())
         return _Traced(trace, inputs, others, pieces, output, tuple(products), tuple(stand_ins))
 
-    def _differentiate(self, traced: _Traced, wanted: tuple[int, ...], d_output: Value) -> tuple[Value, ...]:
+    def _differentiate(
+        self, traced: _Traced, wanted: tuple[int, ...]
+    ) -> tuple[Value, tuple[Value, ...], tuple[int, ...]]:
+        """The output's gradient as an input, what is made of it, and which known products that takes."""
+        d_output = traced.trace.input(traced.output.shape, traced.output.dtype)
         sources = (*(traced.inputs[i] for i in wanted), *traced.pieces)
-        gradients = traced.trace.gradients(traced.output, d_output, sources)
-        if not traced.pieces:
-            return gradients
-        return (*gradients[: len(wanted)], kernels.join_flat(gradients[len(wanted) :], self._pieces))
-
-
-def _used(traced: _Traced, results: tuple[Value, ...]) -> tuple[int, ...]:
-    """Which of the known products some results need."""
-    used = {id(x) for node in needed_nodes(traced.trace, results) for x in node.inputs}
-    return tuple(i for i, x in enumerate(traced.known) if id(x) in used)
+        results = traced.trace.gradients(traced.output, d_output, sources)
+        if traced.pieces:
+            results = (*results[: len(wanted)], kernels.join_flat(results[len(wanted) :], self._pieces))
+        used = {id(x) for node in needed_nodes(traced.trace, results) for x in node.inputs}
+        return d_output, results, tuple(i for i, x in enumerate(traced.known) if id(x) in used)
 
 
 def _outlines(tensors: Sequence[Tensor]) -> tuple[Outline, ...]:

@@ -63,6 +63,8 @@ def join_context(chunks: int) -> Block:
 
     def join(hidden1: Value, hidden2: Value, layers: Layers) -> Value:
         hidden = concat((hidden1, hidden2), -1)
+        if chunks == 1:
+            return hidden
         width, length = hidden.shape[-1], CHUNK_TOKENS + 2
         hidden = hidden.reshape(-1, chunks, length, width)
         middle = narrow(hidden, 2, 1, CHUNK_TOKENS).reshape(-1, chunks * CHUNK_TOKENS, width)

@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 GB = 1e9
 FLOAT_BYTES = 4
-LIBRARIES = 1.0 * GB
+LIBRARIES = 0.75 * GB
 """Python, MindSpore and compiled blocks; measured on the tiny model, which has little else."""
 OPTIMIZER_VECTORS = 2
 """AdamW's two moments."""
-VECTORS = 10
+VECTORS = 8
 """The trained vector, its gradient, and what splitting, clipping and updating them makes on the way."""
 POOL = 6.1
 """Memory that MindSpore's pool takes for intermediate results, as a multiple of the blocks' outputs (measured)."""
