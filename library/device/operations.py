@@ -70,7 +70,7 @@ def batch_matmul_tn(a: Any, b: Any) -> Any:
 @functools.cache
 def _conv(kind: Callable[..., Any], channels: int, kernel: int, stride: int, padding: int) -> Callable[..., Any]:
     mode = "pad" if padding else "valid"
-    pads = {"pad_list": (padding,) * 4} if kind is Conv2DBackpropFilter else {}  # the others find theirs by themselves
+    pads = {} if kind is ops.Conv2D else {"pad_list": (padding,) * 4}  # a forward convolution finds it by itself
     return kind(out_channel=channels, kernel_size=kernel, pad_mode=mode, pad=padding, stride=stride, **pads)
 
 
