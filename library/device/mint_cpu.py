@@ -102,7 +102,7 @@ def stack(tensors, dim=0):
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    return (value[0], value[1]) if isinstance(value, (tuple, list)) else (value, value)
+    return (value[0], value[1]) if isinstance(value, Sequence) else (value, value)
 
 
 REPLACEMENTS: MappingProxyType[str, Callable[..., Tensor]] = MappingProxyType(

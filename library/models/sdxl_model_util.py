@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from library.files.layer_target import LayerTarget
 from library.files.safetensors_utils import SafetensorsFile
@@ -53,7 +54,7 @@ class TensorSource(Protocol):
         """Shape of one tensor."""
         ...
 
-    def read(self, name: str, dtype: object = None) -> np.ndarray:
+    def read(self, name: str, dtype: DTypeLike | None = None) -> np.ndarray:
         """One tensor in its own or another type."""
         ...
 
@@ -71,15 +72,15 @@ class SdxlWeights:
 class OutlineFile(SafetensorsFile):
     """A file whose tensors are read as zeros that take no memory: right in everything but their values."""
 
-    def read(self, name: str, dtype: object = None) -> np.ndarray:
+    def read(self, name: str, dtype: DTypeLike | None = None) -> np.ndarray:
         """Zeros in the tensor's shape, read-only."""
-        return np.broadcast_to(np.zeros((), dtype or np.float32), self.shape(name))  # type: ignore[call-overload]
+        return np.broadcast_to(np.zeros((), dtype or np.float32), self.shape(name))
 
 
 class TextEncodersFile(OutlineFile):
     """A file of which only the text encoders are read, in either layout; the rest is an outline."""
 
-    def read(self, name: str, dtype: object = None) -> np.ndarray:
+    def read(self, name: str, dtype: DTypeLike | None = None) -> np.ndarray:
         """A text encoder's tensor, or zeros in the tensor's shape."""
         if name.startswith(TEXT_KEYS):
             return SafetensorsFile.read(self, name, dtype)
@@ -90,7 +91,7 @@ def load_weights(
     name_or_path: str,
     vae: str | None = None,
     te2_projection: str = "correct",
-    dtype: object = np.float32,
+    dtype: DTypeLike = np.float32,
     file_type: type[SafetensorsFile] = SafetensorsFile,
 ) -> SdxlWeights:
     """Read a base model.
@@ -118,7 +119,7 @@ def weights_from_source(
     name: str,
     without_vae: bool = False,
     te2_projection: str = "correct",
-    dtype: object = np.float32,
+    dtype: DTypeLike = np.float32,
 ) -> SdxlWeights:
     """Read a single-file checkpoint, its VAE only if it is to be used; see ``load_weights``."""
     shapes = {key: source.shape(key) for key in source}
@@ -146,7 +147,7 @@ def _put(parts: dict[str, dict[str, np.ndarray]], destinations: tuple[Destinatio
         parts[destination.part][destination.key] = destination.place(array)
 
 
-def _load_folder(folder: Path, vae: str | None, dtype: object, file_type: type[SafetensorsFile]) -> SdxlWeights:
+def _load_folder(folder: Path, vae: str | None, dtype: DTypeLike, file_type: type[SafetensorsFile]) -> SdxlWeights:
     parts: dict[str, dict[str, np.ndarray]] = {}
     for part, sub in (("unet", "unet"), ("te1", "text_encoder"), ("te2", "text_encoder_2")):
         arrays = dict(_read_all(folder_files(folder / sub), dtype, file_type))
@@ -167,7 +168,9 @@ def _load_folder(folder: Path, vae: str | None, dtype: object, file_type: type[S
     return SdxlWeights(parts, load_vae_weights(vae or str(folder), file_type))
 
 
-def _read_all(files: list[Path], dtype: object, file_type: type[SafetensorsFile]) -> Iterator[tuple[str, np.ndarray]]:
+def _read_all(
+    files: list[Path], dtype: DTypeLike, file_type: type[SafetensorsFile]
+) -> Iterator[tuple[str, np.ndarray]]:
     with ExitStack() as stack:
         for path in files:
             file = stack.enter_context(file_type(path))

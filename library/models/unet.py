@@ -253,8 +253,10 @@ def unet_forward(
     for layer in spec.middle:
         h = _apply(layer, run, h, emb, context_BSX)
     for stage in spec.decoder:
-        h = run(stage[0].block, h, skips.pop(), emb)
-        for layer in stage[1:]:
+        first, *others = stage
+        assert isinstance(first, Resnet)
+        h = run(first.block, h, skips.pop(), emb)
+        for layer in others:
             h = _apply(layer, run, h, emb, context_BSX)
     return run(spec.out, h)
 

@@ -134,7 +134,7 @@ def cache_text(
         return entries
 
     unique = sorted(dict.fromkeys(items.values()), key=lambda item: item.caption)
-    filling = Filling(
+    filling: Filling[TextItem, str, EncodedText] = Filling(
         what="text-encoder outputs",
         load=lambda item: item.caption,
         encode=encode_batch,

@@ -144,12 +144,12 @@ def _blocks(setup: MemorySetup) -> Sequence[BlockValues]:
     run = Footprint(setup.shapes, setup.adapters)
     width, height = (side // LATENT_PIXELS for side in setup.resolution)
     ids = np.zeros((setup.batch_size, setup.chunks, CHUNK), np.int64)
-    text = sdxl.encode_text(setup.spec, run, (ids, ids))  # type: ignore[arg-type]  # outlines flow instead of tensors
+    text = sdxl.encode_text(setup.spec, run, (ids, ids))  # outlines flow instead of tensors
     if not setup.train_text:
         run.blocks.clear()
     noisy = Outline((setup.batch_size, 4, height, width), FLOAT)
     timesteps, sizes = np.zeros(setup.batch_size), np.zeros((setup.batch_size, 6))
-    sdxl.predict(setup.spec, run, noisy, timesteps, text, sizes)  # type: ignore[arg-type]
+    sdxl.predict(setup.spec, run, noisy, timesteps, text, sizes)
     return run.blocks
 
 

@@ -220,7 +220,7 @@ def lr_lambda(options: LrArgs, learning_rate: float, total_steps: int) -> Callab
 def dropout_keys(trainable: Trainable, rng: RunRng) -> Callable[[int], tuple[Tensor, ...]] | None:
     """Batch number -> one random key per segment; None when no adapter has a dropout."""
     adapters = [adapter for segment in trainable.segments for _, adapter in segment.adapters]
-    if all(adapter == adapter.without_dropout() for adapter in adapters):  # type: ignore[attr-defined]
+    if all(adapter == adapter.without_dropout() for adapter in adapters):
         return None
     prefixes = [segment.block.part + segment.block.prefix + segment.keys[0] for segment in trainable.segments]
 

@@ -42,6 +42,7 @@ def test_every_operation_gets_inputs_of_one_type(half: str, flash: bool, monkeyp
     monkeypatch.setattr(footprint, "FLOAT", half)
     monkeypatch.setattr(kernels, "FLASH_ATTENTION", flash)
     monkeypatch.setattr(kernels, "EXPLICIT_BROADCAST", False)
+    monkeypatch.setattr(kernels, "UNFOLD_CONV", False)
     shapes = _expected_parts(TINY_SDXL)
     arrays = {part: {k: np.broadcast_to(np.float32(0), s) for k, s in named.items()} for part, named in shapes.items()}
     spec = infer_spec(arrays)
