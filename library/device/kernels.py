@@ -64,7 +64,7 @@ def conv2d(x_BCHW: Any, weight: Any, bias: Any, stride: int, padding: int) -> An
 def _conv2d_unfolded(x_BCHW: Any, weight: Any, stride: int, padding: int) -> Any:
     batch, channels, height, width = x_BCHW.shape
     out_channels, kernel = weight.shape[0], weight.shape[2]
-    out_height, out_width = (((side + 2 * padding - kernel) // stride + 1) for side in (height, width))
+    out_height, out_width = op.conv_sides(height, width, kernel, stride, padding)
     if kernel == 1 and stride == 1:
         columns = x_BCHW.reshape(batch, channels, height * width)
     else:

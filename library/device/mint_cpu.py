@@ -15,6 +15,7 @@ import mindspore as ms
 from mindspore import Tensor, ops
 
 from library.device import kernels
+from library.device.operations import conv_sides
 
 _STRIP_BYTES = 2**28
 """Unfolded columns held at a time (256 MB): a whole 1024 px picture of 256 channels would need 9.7 GB."""
@@ -34,8 +35,7 @@ def _conv2d_in_strips(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, strid
     """Convolution that works from top to bottom where unfolding all of it would take too much memory."""
     batch, channels, height, width = x_BCHW.shape
     kernel = weight.shape[2]
-    out_height = (height + 2 * padding - kernel) // stride + 1
-    out_width = (width + 2 * padding - kernel) // stride + 1
+    out_height, out_width = conv_sides(height, width, kernel, stride, padding)
     rows = max(1, _STRIP_BYTES // (4 * batch * channels * kernel * kernel * out_width))
     if kernel == 1 or rows >= out_height or not kernels.UNFOLD_CONV:
         return kernels.conv2d(x_BCHW, weight, bias, stride, padding)

@@ -85,11 +85,12 @@ def conv2d(x_BCHW: Any, weight: Any, stride: int, padding: int) -> Any:
             apply(_conv(Conv2DBackpropFilter, *options), (d, x_BCHW), (weight.shape,), shape=weight.shape),
         )
 
-    shape = (batch, weight.shape[0], *_sides(height, width, weight.shape[2], stride, padding))
+    shape = (batch, weight.shape[0], *conv_sides(height, width, weight.shape[2], stride, padding))
     return apply(_conv(ops.Conv2D, *options), (x_BCHW, weight), shape=shape, gradient=gradient)
 
 
-def _sides(height: int, width: int, kernel: int, stride: int, padding: int) -> tuple[int, int]:
+def conv_sides(height: int, width: int, kernel: int, stride: int, padding: int) -> tuple[int, int]:
+    """Height and width of a convolution's result."""
     high, wide = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
     return high, wide
 
@@ -97,7 +98,7 @@ def _sides(height: int, width: int, kernel: int, stride: int, padding: int) -> t
 def unfold(x_BCHW: Any, kernel: int, stride: int, padding: int) -> Any:
     """The pixels that each place of a convolution sees, as columns: [B, C k k, H' W']."""
     batch, channels, height, width = x_BCHW.shape
-    places = math.prod(_sides(height, width, kernel, stride, padding))
+    places = math.prod(conv_sides(height, width, kernel, stride, padding))
     return apply(
         ops.unfold,
         (x_BCHW,),
