@@ -58,6 +58,8 @@ def init_device(requested: str, flash_attn: bool = False, mixed_precision: str =
     version = tuple(int(part) for part in ms.__version__.split(".")[:2])
     kernels.UNFOLD_CONV = name == "CPU" and version >= _UNFOLD_FROM
     kernels.EXPLICIT_BROADCAST = name == "CPU"
+    kernels.GATHER_HEADS = name == "CPU"
+    kernels.FOLD_GRADIENT = name == "CPU"
     kernels.FLASH_ATTENTION = flash_attn and name == "Ascend"
     if name == "CPU":
         mint_cpu.install()

@@ -26,6 +26,14 @@ EXPLICIT_BROADCAST = False
 """Repeat columns by a product with ones: MindSpore's CPU kernels broadcast through an index table of 16 bytes per
 value, which they keep for good, and take three times as long."""
 
+GATHER_HEADS = False
+"""Bring attention heads into their place by gathering rows of 64: MindSpore's CPU kernel for a transposition keeps a
+table of 8 bytes per value for good."""
+
+FOLD_GRADIENT = False
+"""Form large gradients of convolutions' inputs as columns: MindSpore's CPU kernel does so too, but each keeps the
+memory of its columns for good."""
+
 FLASH_ATTENTION = False
 """Use Ascend's fused attention; it needs half precision and exists on no other device."""
 
@@ -37,6 +45,8 @@ _INV_SQRT2 = 1.0 / math.sqrt(2.0)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 MAX_SCORES = 1 << 24
 """Attention scores that are computed at once; 64 MB in float32."""
+MAX_KEPT_COLUMNS = 1 << 21
+"""Largest number of values in an image's columns that a kernel may keep memory for; 8 MB in float32."""
 _MASKED = -1e9
 """Added to the score of a later token; finite, so that a row never turns into NaN."""
 
@@ -56,9 +66,30 @@ def conv2d(x_BCHW: Any, weight: Any, bias: Any, stride: int, padding: int) -> An
 
     Tensors or values: the VAE's convolutions come here too (``mint_cpu``).
     """
-    convolve = _conv2d_unfolded if UNFOLD_CONV else op.conv2d
-    y = convolve(x_BCHW, weight, stride, padding)
+    columns = math.prod(x_BCHW.shape[1:]) * weight.shape[2] ** 2 // stride**2
+    if UNFOLD_CONV:
+        y = _conv2d_unfolded(x_BCHW, weight, stride, padding)
+    elif FOLD_GRADIENT and columns > MAX_KEPT_COLUMNS:
+        y = _conv2d_with_folded_gradient(x_BCHW, weight, stride, padding)
+    else:
+        y = op.conv2d(x_BCHW, weight, stride, padding)
     return y if bias is None else op.bias_add(y, bias)
+
+
+def _conv2d_with_folded_gradient(x_BCHW: Any, weight: Any, stride: int, padding: int) -> Any:
+    """A convolution; the gradient of its input is formed as columns, image by image, which are then summed up."""
+    out_channels, kernel, one = weight.shape[0], weight.shape[2], (1, *x_BCHW.shape[1:])
+
+    def gradient(d: Value, y: Value) -> tuple[Value, Value]:
+        images: list[Value] = []
+        for i in range(x_BCHW.shape[0]):
+            image = op.narrow(d, 0, i, 1)
+            image = op.after(image, images[-1]) if images else image
+            columns = op.matmul_tn(weight.reshape(out_channels, -1), image.reshape(out_channels, -1))
+            images.append(op.fold(columns.reshape(1, *columns.shape), one, kernel, stride, padding))
+        return op.concat(tuple(images), 0), op.conv2d_weight_gradient(d, x_BCHW, weight, stride, padding)
+
+    return with_gradient(lambda x, w: op.conv2d(x, w, stride, padding), gradient, x_BCHW, weight)
 
 
 def _conv2d_unfolded(x_BCHW: Any, weight: Any, stride: int, padding: int) -> Any:
@@ -275,12 +306,39 @@ def _softmax_gradient(p: Value, d_p: Value) -> Value:
 
 def _split_heads(rows: Value, batch: int) -> Value:
     """Rows [B T, D] to [B, N, T, 64]."""
-    return op.transpose(rows.reshape(batch, -1, rows.shape[1] // HEAD_WIDTH, HEAD_WIDTH), (0, 2, 1, 3))
+    tokens, heads = rows.shape[0] // batch, rows.shape[1] // HEAD_WIDTH
+    return _exchanged(rows, batch, tokens, heads).reshape(batch, heads, tokens, HEAD_WIDTH)
 
 
 def _join_heads(x_BNTH: Value) -> Value:
     """[B, N, T, 64] to rows [B T, D]."""
-    return op.transpose(x_BNTH, (0, 2, 1, 3)).reshape(-1, x_BNTH.shape[1] * HEAD_WIDTH)
+    batch, heads, tokens, width = x_BNTH.shape
+    return _exchanged(x_BNTH, batch, heads, tokens).reshape(batch * tokens, heads * width)
+
+
+def _exchanged(x: Value, batch: int, first: int, second: int) -> Value:
+    """[B, first, second, 64] to [B, second, first, 64], whatever the shape that the elements come in."""
+    if 1 in (first, second):
+        return x
+    if not GATHER_HEADS:
+        return op.transpose(x.reshape(batch, first, second, HEAD_WIDTH), (0, 2, 1, 3))
+    places = _places_exchanged(batch, first, second)
+    back = _places_exchanged(batch, second, first)
+
+    def forward(x: Value) -> Value:
+        return op.gather_rows(x.reshape(-1, HEAD_WIDTH), places)
+
+    def gradient(d: Value, y: Value) -> tuple[Value]:
+        return (op.gather_rows(d.reshape(-1, HEAD_WIDTH), back).reshape(x.shape),)
+
+    return with_gradient(forward, gradient, x)
+
+
+@functools.cache
+def _places_exchanged(batch: int, first: int, second: int) -> Constant:
+    """For each row of [B, second, first] its number in [B, first, second]."""
+    places = np.arange(batch * first * second, dtype=np.int32).reshape(batch, first, second)
+    return Constant(np.ascontiguousarray(places.transpose(0, 2, 1)).reshape(-1))
 
 
 def _flash(q: Value, k: Value, v: Value, batch: int) -> Value:

@@ -77,16 +77,20 @@ def _conv(kind: Callable[..., Any], channels: int, kernel: int, stride: int, pad
 def conv2d(x_BCHW: Any, weight: Any, stride: int, padding: int) -> Any:
     """Square convolution with zero padding; weight [out, in, k, k]; the result is [B, out, H', W']."""
     batch, _, height, width = x_BCHW.shape
-    options = (weight.shape[0], weight.shape[2], stride, padding)
 
     def gradient(d: Value, y: Value) -> tuple[Value, Value]:
-        return (
-            apply(_conv(Conv2DBackpropInput, *options), (d, weight), (x_BCHW.shape,), shape=x_BCHW.shape),
-            apply(_conv(Conv2DBackpropFilter, *options), (d, x_BCHW), (weight.shape,), shape=weight.shape),
-        )
+        d_x = apply(_conv(Conv2DBackpropInput, *options), (d, weight), (x_BCHW.shape,), shape=x_BCHW.shape)
+        return d_x, conv2d_weight_gradient(d, x_BCHW, weight, stride, padding)
 
+    options = (weight.shape[0], weight.shape[2], stride, padding)
     shape = (batch, weight.shape[0], *conv_sides(height, width, weight.shape[2], stride, padding))
     return apply(_conv(ops.Conv2D, *options), (x_BCHW, weight), shape=shape, gradient=gradient)
+
+
+def conv2d_weight_gradient(d: Any, x_BCHW: Any, weight: Any, stride: int, padding: int) -> Any:
+    """Gradient of a convolution's weight from that of its result; without a gradient of its own."""
+    convolution = _conv(Conv2DBackpropFilter, weight.shape[0], weight.shape[2], stride, padding)
+    return apply(convolution, (d, x_BCHW), (weight.shape,), shape=weight.shape)
 
 
 def conv_sides(height: int, width: int, kernel: int, stride: int, padding: int) -> tuple[int, int]:
@@ -104,10 +108,13 @@ def unfold(x_BCHW: Any, kernel: int, stride: int, padding: int) -> Any:
         (x_BCHW,),
         (kernel, 1, padding, stride),
         shape=(batch, channels * kernel * kernel, places),
-        gradient=lambda d, y: (
-            apply(ops.fold, (d, _whole_pair(height, width)), (kernel, 1, padding, stride), shape=x_BCHW.shape),
-        ),
+        gradient=lambda d, y: (fold(d, x_BCHW.shape, kernel, stride, padding),),
     )
+
+
+def fold(columns: Any, shape: Shape, kernel: int, stride: int, padding: int) -> Any:
+    """The sum of all columns at the pixels that they came from, [B, C, H, W]; without a gradient of its own."""
+    return apply(ops.fold, (columns, _whole_pair(*shape[2:])), (kernel, 1, padding, stride), shape=shape)
 
 
 @functools.cache

@@ -41,8 +41,8 @@ def test_every_operation_gets_inputs_of_one_type(half: str, flash: bool, monkeyp
     monkeypatch.setattr(Trace, "record", checked)
     monkeypatch.setattr(footprint, "FLOAT", half)
     monkeypatch.setattr(kernels, "FLASH_ATTENTION", flash)
-    monkeypatch.setattr(kernels, "EXPLICIT_BROADCAST", False)
-    monkeypatch.setattr(kernels, "UNFOLD_CONV", False)
+    for only_on_a_cpu in ("EXPLICIT_BROADCAST", "UNFOLD_CONV", "GATHER_HEADS", "FOLD_GRADIENT"):
+        monkeypatch.setattr(kernels, only_on_a_cpu, False)
     shapes = _expected_parts(TINY_SDXL)
     arrays = {part: {k: np.broadcast_to(np.float32(0), s) for k, s in named.items()} for part, named in shapes.items()}
     spec = infer_spec(arrays)

@@ -71,6 +71,30 @@ def test_an_unfolded_convolution_is_a_convolution(
         assert np.abs(a - b).max() <= 5 * TOLERANCE * np.abs(b).max()  # sums of up to 60 products
 
 
+@pytest.mark.parametrize(("batch", "stride"), [(1, 1), (2, 1), (2, 2)])
+def test_a_folded_gradient_is_the_convolutions(batch: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convolution(x: Value, weight: Value) -> Value:
+        return kernels.conv2d(x, weight, None, stride, 1)
+
+    inputs = random(batch, 6, 8, 4), random(5, 6, 3, 3)[:, ::-1].copy()
+    monkeypatch.setattr(kernels, "MAX_KEPT_COLUMNS", 0)
+    results = []
+    for folded in (True, False):
+        monkeypatch.setattr(kernels, "FOLD_GRADIENT", folded)
+        results.append(value_and_gradients(convolution, inputs))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_gathering_heads_is_a_transposition(heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = tuple(random(2 * 8, 64 * heads) for _ in range(3))
+    results = []
+    for gathered in (True, False):
+        monkeypatch.setattr(kernels, "GATHER_HEADS", gathered)
+        results.append(value_and_gradients(attention, inputs))
+    assert_close(*results)
+
+
 def test_fused_attention_gets_its_gradient_from_mindspore(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused kernel exists on Ascend only; here a stand-in that can be differentiated takes its place."""
     monkeypatch.setattr(ops, "flash_attention_score", stand_in)
