@@ -6,13 +6,17 @@ The function is source text of one call a line, without a branch, a loop or a lo
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import mindspore as ms
 from mindspore import Tensor
 
 from library.device.values import Constant, Node, Trace, Value
+
+
+RELEASE_AT_ONCE = False
+"""Whether ``release`` does anything; set for a CPU."""
 
 
 class GraphFunction:
@@ -60,6 +64,17 @@ class _Source:
         if self._constant is not None:
             return self._constant
         return arguments[self._index] if self._is_argument else results[self._index]
+
+
+def release(tensors: Iterable[Tensor]) -> None:
+    """Give back the memory of tensors that nobody will read again.
+
+    A compiled graph holds on to the inputs of its last call. On a CPU, where calls are over when they return, their
+    memory can be taken from it.
+    """
+    if RELEASE_AT_ONCE:
+        for tensor in tensors:
+            tensor.untyped_storage().resize_(0)
 
 
 def needed_nodes(trace: Trace, outputs: Sequence[Value]) -> list[Node]:

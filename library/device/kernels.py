@@ -45,6 +45,8 @@ _INV_SQRT2 = 1.0 / math.sqrt(2.0)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 MAX_SCORES = 1 << 24
 """Attention scores that are computed at once; 64 MB in float32."""
+MAX_COLUMNS = 1 << 24
+"""Values in a convolution's columns that are formed at once."""
 MAX_KEPT_COLUMNS = 1 << 21
 """Largest number of values in an image's columns that a kernel may keep memory for; 8 MB in float32."""
 _MASKED = -1e9
@@ -77,16 +79,28 @@ def conv2d(x_BCHW: Any, weight: Any, bias: Any, stride: int, padding: int) -> An
 
 
 def _conv2d_with_folded_gradient(x_BCHW: Any, weight: Any, stride: int, padding: int) -> Any:
-    """A convolution; the gradient of its input is formed as columns, image by image, which are then summed up."""
-    out_channels, kernel, one = weight.shape[0], weight.shape[2], (1, *x_BCHW.shape[1:])
+    """A convolution; the gradient of its input is formed as columns, some channels of an image at a time, and folded.
+
+    A part waits for the one before, else the runtime would have the columns of several at once.
+    """
+    batch, channels, height, width = x_BCHW.shape
+    out_channels, kernel = weight.shape[0], weight.shape[2]
 
     def gradient(d: Value, y: Value) -> tuple[Value, Value]:
+        columns = channels * kernel**2 * d.size // (batch * out_channels)
+        count = next(n for n in range(-(-columns // MAX_COLUMNS), channels + 1) if channels % n == 0)
+        length = channels // count
         images: list[Value] = []
-        for i in range(x_BCHW.shape[0]):
-            image = op.narrow(d, 0, i, 1)
-            image = op.after(image, images[-1]) if images else image
-            columns = op.matmul_tn(weight.reshape(out_channels, -1), image.reshape(out_channels, -1))
-            images.append(op.fold(columns.reshape(1, *columns.shape), one, kernel, stride, padding))
+        for i in range(batch):
+            image = op.narrow(d, 0, i, 1).reshape(out_channels, -1)
+            parts: list[Value] = []
+            for j in range(count):
+                waits_for = parts[-1:] or images[-1:]
+                some = op.narrow(weight, 1, j * length, length).reshape(out_channels, -1)
+                some = op.matmul_tn(some, op.after(image, *waits_for) if waits_for else image)
+                shape = (1, length, height, width)
+                parts.append(op.fold(some.reshape(1, *some.shape), shape, kernel, stride, padding))
+            images.append(op.concat(tuple(parts), 1))
         return op.concat(tuple(images), 0), op.conv2d_weight_gradient(d, x_BCHW, weight, stride, padding)
 
     return with_gradient(lambda x, w: op.conv2d(x, w, stride, padding), gradient, x_BCHW, weight)

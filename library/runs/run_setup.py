@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 from mindspore import Tensor
 
 from library.data.dataset import TrainDataset
@@ -140,7 +139,7 @@ def optimizer_rule(options: OptimizerArgs) -> AdamW:
 
 def flat_optimizer(rule: AdamW, trainable: Trainable, options: OptimizerArgs, compiled: bool) -> FlatOptimizer:
     """The rule with its state and learning rates for what is trained."""
-    return FlatOptimizer(rule, trainable.size, learning_rates(trainable, options), compiled)
+    return FlatOptimizer(rule, learning_rates(trainable, options), compiled)
 
 
 def length_line(length: Length, seed: int) -> str:
@@ -179,8 +178,8 @@ def memory_of_run(
     return memory_setup(args, dataset, weights, spec, Trainable(network, all_blocks(spec)), device.value_bytes)
 
 
-def learning_rates(trainable: Trainable, options: OptimizerArgs) -> np.ndarray | float:
-    """The base learning rate of each trained value, or one number when they are all the same.
+def learning_rates(trainable: Trainable, options: OptimizerArgs) -> list[tuple[int, float]]:
+    """How many trained values in a row have the same base learning rate, and which.
 
     Raises:
         ValueError: every rate is 0, so nothing would be trained.
@@ -189,10 +188,10 @@ def learning_rates(trainable: Trainable, options: OptimizerArgs) -> np.ndarray |
     text = options.text_encoder_learning_rate
     text = options.learning_rate if text is None else text
     rate_of = {"unet": unet, "te1": text, "te2": text}
-    used = {rate_of[segment.block.part] for segment in trainable.segments}
-    if used == {0.0}:
+    runs = trainable.runs(rate_of)
+    if not any(rate for _, rate in runs):
         raise ValueError("every learning rate is 0: nothing would be trained. Set --learning_rate, or --unet_lr")
-    return used.pop() if len(used) == 1 else trainable.per_value(rate_of)
+    return runs
 
 
 def lr_lambda(options: LrArgs, learning_rate: float, total_steps: int) -> Callable[[int], float]:

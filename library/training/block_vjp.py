@@ -10,6 +10,7 @@ from typing import Any
 
 from mindspore import Tensor
 
+from library.device.graph_code import release
 from library.models.block import Block
 from library.models.program import BoundBlock, Forward
 
@@ -78,6 +79,7 @@ class BlockTape(Forward):
                 continue
             bound = call.bound
             gradients = bound.program.gradients(call.inputs, self.others(bound), call.wanted, call.kept, d_out)
+            release(product for product in call.kept or () if product is not call.output)
             for i, d_input in zip(call.wanted, gradients, strict=False):
                 source = id(call.inputs[i])
                 flowing[source] = flowing[source] + d_input if source in flowing else d_input

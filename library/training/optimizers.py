@@ -1,7 +1,7 @@
 """Optimizers as pure functions on the flat vector of what is trained."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -10,16 +10,18 @@ from mindspore import Tensor, ops
 
 State = tuple[Tensor, ...]
 CHUNK = 1 << 22
-"""Values that are updated at once: an update's intermediate results take about ten times their memory."""
+"""Values whose squares are formed at once."""
 CLIP_EPS = 1e-6
 """Added to the norm that is divided by, as torch's clip_grad_norm_ does."""
+_ADAM_WEIGHT_DECAY = ops.AdamWeightDecay()
 
 
 @dataclass(frozen=True)
 class AdamW:
     """AdamW with bias correction and decoupled weight decay (Loshchilov and Hutter 2019), as torch.optim.AdamW.
 
-    MindSpore's own nn.AdamWeightDecay has no bias correction, which makes the first steps 3 to 5 times too long.
+    The arithmetic is MindSpore's kernel, one pass over the vectors in place. It knows no bias correction, which would
+    make the first steps 3 to 5 times too long; so the correction is in the numbers that it is given.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -45,28 +47,18 @@ class AdamW:
         """First and second moments, zero."""
         return Tensor(np.zeros(size, np.float32)), Tensor(np.zeros(size, np.float32))
 
-    def scalars(self, step: int, grad_scale: float) -> Tensor:
-        """What changes from step to step (1-based), as one small tensor, see ``build``.
+    def update(self, theta: Tensor, grad: Tensor, lr: float, step: int, state: State) -> None:
+        """Change theta and the moments in place; ``step`` counts from 1.
 
-        The factor on the gradient is in the weights of the moments, which costs no pass over the vector.
+        The kernel computes theta -= lr (m / (sqrt(v) + eps) + decay theta).
         """
-        beta1, beta2 = self.betas
-        weights = grad_scale * (1.0 - beta1), grad_scale**2 * (1.0 - beta2)
-        return Tensor(np.array([*weights, 1.0 / math.sqrt(1.0 - beta2**step), 1.0 / (1.0 - beta1**step)], np.float32))
-
-    def build(self) -> Callable[..., tuple[Tensor, ...]]:
-        """(theta, grad, lr, scalars, m, v) -> (theta, m, v); lr is a scalar or a vector of theta's length."""
-        beta1, beta2 = self.betas
-        eps, weight_decay = self.eps, self.weight_decay
-
-        def update(theta, grad, lr, scalars, m, v):  # type: ignore[no-untyped-def]  # read by the graph compiler
-            m = m * beta1 + grad * scalars[0]
-            v = v * beta2 + grad * grad * scalars[1]
-            direction = m / (ops.sqrt(v) * scalars[2] + eps)
-            theta = theta * (1.0 - lr * weight_decay) - direction * (lr * scalars[3])
-            return theta, m, v
-
-        return update
+        # What the weights of new gradients add up to in m and v: the kernel subtracts betas from 1 in float32.
+        m_total, v_total = (
+            (1.0 - beta**step) * float(np.float32(1.0) - np.float32(beta)) / (1.0 - beta) for beta in self.betas
+        )
+        root = math.sqrt(v_total)
+        decay = self.weight_decay * m_total / root
+        _ADAM_WEIGHT_DECAY(theta, *state, lr * root / m_total, *self.betas, self.eps * root, decay, grad)
 
 
 OPTIMIZERS: Mapping[str, type[AdamW]] = {"adamw": AdamW}
@@ -102,51 +94,43 @@ class FlatOptimizer:
 
     Args:
         rule: the update rule.
-        size: length of the trained vector.
-        lr: base learning rate of each value, or one for all.
-        compiled: compile the update.
+        runs: length and base learning rate of each vector that is trained.
+        compiled: compile the norm.
     """
 
-    def __init__(self, rule: AdamW, size: int, lr: np.ndarray | float, compiled: bool) -> None:
-        update = rule.build()
-        self._update = ms.jit(update) if compiled else update
+    def __init__(self, rule: AdamW, runs: Sequence[tuple[int, float]], compiled: bool) -> None:
         self._sum_of_squares = ms.jit(sum_of_squares) if compiled else sum_of_squares
         self._rule = rule
-        self._sizes = [min(CHUNK, size - begin) for begin in range(0, size, CHUNK)]
-        self._lr = np.asarray(lr, np.float32)
-        self._lr_chunks = self._split(Tensor(self._lr)) if self._lr.ndim else None
-        self._state = [rule.init(length) for length in self._sizes]
+        self.sizes = tuple(size for size, _ in runs)
+        """Lengths of the trained vectors."""
+        self._rates = tuple(rate for _, rate in runs)
+        self._states = tuple(rule.init(size) for size in self.sizes)
         self.steps = 0
 
     def step(
-        self, theta: Tensor, grad: Tensor, lr_factor: float, grad_scale: float = 1.0, max_norm: float = 0.0
-    ) -> tuple[Tensor, float | None]:
-        """One update.
+        self, thetas: Sequence[Tensor], grad: Tensor, lr_factor: float, grad_scale: float = 1.0, max_norm: float = 0.0
+    ) -> float | None:
+        """One update, in place.
 
         Args:
-            theta: the trained vector.
-            grad: its gradient.
+            thetas: the trained vectors.
+            grad: the gradient of all of them, one behind the other.
             lr_factor: multiplies every base learning rate (the schedule).
             grad_scale: multiplies the gradient.
             max_norm: the gradient is scaled down to this norm where it is longer; 0 does not clip.
 
         Returns:
-            the new vector, and the scaled gradient's norm before clipping, None without clipping.
+            the scaled gradient's norm before clipping, None without clipping.
         """
         self.steps += 1
-        grads, norm = self._split(grad), None
+        norm = None
         if max_norm > 0:
-            norm = grad_scale * math.sqrt(sum(float(self._sum_of_squares(chunk).asnumpy()) for chunk in grads))
+            chunks = ops.split(grad, CHUNK)
+            norm = grad_scale * math.sqrt(sum(float(self._sum_of_squares(chunk).asnumpy()) for chunk in chunks))
             grad_scale *= min(1.0, max_norm / (norm + CLIP_EPS))
-        scalars = self._rule.scalars(self.steps, grad_scale)
-        common_lr = Tensor((self._lr * np.float32(lr_factor)).reshape(1)) if self._lr_chunks is None else None
-        updated = []
-        for i, (theta_chunk, grad_chunk) in enumerate(zip(self._split(theta), grads, strict=True)):
-            lr = self._lr_chunks[i] * lr_factor if self._lr_chunks is not None else common_lr
-            theta_chunk, *state = self._update(theta_chunk, grad_chunk, lr, scalars, *self._state[i])
-            updated.append(theta_chunk)
-            self._state[i] = tuple(state)
-        return (updated[0] if len(updated) == 1 else ops.concat(updated)), norm
-
-    def _split(self, vector: Tensor) -> tuple[Tensor, ...]:
-        return (vector,) if len(self._sizes) == 1 else ops.split(vector, self._sizes)
+        if grad_scale != 1.0:
+            grad = grad * grad_scale
+        grads = ops.split(grad, self.sizes)
+        for theta, part, rate, state in zip(thetas, grads, self._rates, self._states, strict=True):
+            self._rule.update(theta, part, rate * lr_factor, self.steps, state)
+        return norm

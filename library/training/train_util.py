@@ -60,7 +60,9 @@ class TrainStep:
         keep: float = 0.0,
     ) -> None:
         self.trainable = trainable
-        self.theta = Tensor(trainable.pack())
+        ends = np.cumsum(optimizer.sizes)[:-1]
+        self.thetas = tuple(Tensor(part) for part in np.split(trainable.pack(), ends))
+        """What is trained: a vector for each of the optimizer's runs, changed in place by an update."""
         self._optimizer = optimizer
         self._bound = bind_all(weights, blocks, trainable, compiled)
         self._bound[LOSS] = bind(LOSS, {}, compiled=compiled)
@@ -76,7 +78,7 @@ class TrainStep:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, prediction, gradient vector) of one batch; changes nothing. For the arguments see ``accumulate``."""
         keys = self._block_keys(index) if self._block_keys else None
-        segments = self.trainable.split(self.theta)
+        segments = self.trainable.split(*self.thetas)
         tape = BlockTape(self._bound, segments, keys, keep=self._keep)
         pred = predict(tape)
         loss = tape(LOSS, pred, target_BCHW, weights_B1HW)
@@ -115,8 +117,8 @@ class TrainStep:
             lr_factor: the schedule's factor on the learning rates for this update.
         """
         assert self._accumulated is not None
-        self.theta, norm = self._optimizer.step(
-            self.theta,
+        norm = self._optimizer.step(
+            self.thetas,
             self._accumulated,
             lr_factor,
             grad_scale=1.0 / self._accumulation_steps,
@@ -127,7 +129,7 @@ class TrainStep:
 
     def store(self) -> None:
         """Write the trained values into the network."""
-        self.trainable.store(self.theta.asnumpy())
+        self.trainable.store(np.concatenate([theta.asnumpy() for theta in self.thetas]))
 
 
 def bind_all(

@@ -4,6 +4,7 @@ Each adapted block owns one segment, segments follow the order of the forward pa
 the same length; clipping is one norm.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,13 +83,21 @@ class Trainable:
         """Write a parameter vector back into the network."""
         self.network.tensors.update({key: value.copy() for key, value in self.unpack(vector).items()})
 
-    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """The segments of a vector on the device."""
-        return ops.split(vector, [segment.size for segment in self.segments])
+    def split(self, *vectors: Tensor) -> tuple[Tensor, ...]:
+        """The segments of a vector on the device, or of the vectors that ``runs`` cut it into."""
+        sizes = iter(segment.size for segment in self.segments)
+        segments: list[Tensor] = []
+        for vector in vectors:
+            inside: list[int] = []
+            while sum(inside) < vector.size:
+                inside.append(next(sizes))
+            segments += ops.split(vector, inside)
+        return tuple(segments)
 
-    def per_value(self, value_of: Mapping[str, float]) -> np.ndarray:
-        """A vector that holds ``value_of[part]`` for every value of that part."""
-        return np.concatenate([np.full(s.size, value_of[s.block.part], np.float32) for s in self.segments])
+    def runs(self, value_of: Mapping[str, float]) -> list[tuple[int, float]]:
+        """Length and ``value_of[part]`` of each run of segments for which that is the same."""
+        kinds = itertools.groupby(self.segments, lambda segment: value_of[segment.block.part])
+        return [(sum(segment.size for segment in run), value) for value, run in kinds]
 
 
 def _segment(

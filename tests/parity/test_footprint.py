@@ -42,7 +42,7 @@ def test_outputs_and_kept_products_are_counted_from_shapes() -> None:
     replay = set_up(recording, read_train_args(recording.argv, require_paths=False), False)
     predict_with, _ = prediction(replay, 0)
     step = replay.step
-    tape = CountingTape(step._bound, step.trainable.split(step.theta), keep=1.0)
+    tape = CountingTape(step._bound, step.trainable.split(*step.thetas), keep=1.0)
     predict_with(tape)
 
     spec, shapes = replay.base.model.spec, _expected_parts(TINY_SDXL)

@@ -1,4 +1,4 @@
-"""The flat optimizer against AdamW's formula, in one piece and in several."""
+"""The flat optimizer against AdamW's formula, with one learning rate and with several."""
 
 import numpy as np
 import pytest
@@ -25,34 +25,44 @@ def by_formula(lr: np.ndarray, theta: np.ndarray, grads: list[np.ndarray]) -> np
     return theta
 
 
-@pytest.mark.parametrize("chunk", [SIZE, 7, 1])
-@pytest.mark.parametrize("lr", [1e-2, np.linspace(0, 1e-1, SIZE, dtype=np.float32)], ids=["one rate", "many rates"])
-def test_pieces_of_any_length_give_the_formulas_result(
-    chunk: int, lr: np.ndarray | float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(optimizers, "CHUNK", chunk)
-    rng = np.random.default_rng(3)
-    first = rng.standard_normal(SIZE).astype(np.float32)
-    grads = [rng.standard_normal(SIZE).astype(np.float32) for _ in range(STEPS)]
-    optimizer = FlatOptimizer(RULE, SIZE, lr, compiled=False)
-    theta = Tensor(first)
+@pytest.mark.parametrize("runs", [[(SIZE, 1e-2)], [(7, 0.0), (6, 1e-1), (10, 1e-3)]], ids=["one rate", "many rates"])
+def test_an_update_is_the_formulas(runs: list[tuple[int, float]]) -> None:
+    grads, first = gradients_and_start()
+    optimizer = FlatOptimizer(RULE, runs, compiled=False)
+    thetas = [Tensor(part) for part in np.split(first, np.cumsum(optimizer.sizes)[:-1])]
     for grad in grads:
-        theta, norm = optimizer.step(theta, Tensor(grad), lr_factor=0.5)
-        assert norm is None
-    np.testing.assert_allclose(theta.asnumpy(), by_formula(np.asarray(lr), first, grads), rtol=2e-5, atol=1e-7)
+        assert optimizer.step(thetas, Tensor(grad), lr_factor=0.5) is None
+    rates = np.concatenate([np.full(size, rate) for size, rate in runs])
+    np.testing.assert_allclose(joined(thetas), by_formula(rates, first, grads), rtol=2e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("max_norm", [0.5, 100.0])
 def test_a_gradient_is_scaled_and_clipped_as_if_beforehand(max_norm: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizers, "CHUNK", 7)
-    rng = np.random.default_rng(3)
-    first = rng.standard_normal(SIZE).astype(np.float32)
-    grads = [rng.standard_normal(SIZE).astype(np.float32) for _ in range(STEPS)]
-    optimizer = FlatOptimizer(RULE, SIZE, 1e-2, compiled=False)
-    theta, clipped = Tensor(first), []
+    grads, first = gradients_and_start()
+    optimizer = FlatOptimizer(RULE, [(SIZE, 1e-2)], compiled=False)
+    thetas, clipped = [Tensor(first)], []
     for grad in grads:
-        theta, norm = optimizer.step(theta, Tensor(grad), lr_factor=0.5, grad_scale=0.25, max_norm=max_norm)
+        norm = optimizer.step(thetas, Tensor(grad), lr_factor=0.5, grad_scale=0.25, max_norm=max_norm)
         expected = np.linalg.norm(0.25 * grad.astype(np.float64))
         assert norm == pytest.approx(expected, rel=1e-6)
         clipped.append(0.25 * grad * min(1.0, max_norm / expected))
-    np.testing.assert_allclose(theta.asnumpy(), by_formula(np.asarray(1e-2), first, clipped), rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(joined(thetas), by_formula(np.asarray(1e-2), first, clipped), rtol=2e-6, atol=1e-6)
+
+
+def test_the_usual_betas_are_not_rounded_away() -> None:
+    """1 - 0.999 in float32 is 5e-5 off, and so would every step be."""
+    rule, grad = AdamW(weight_decay=0.0), np.full(3, 0.5, np.float32)
+    optimizer, theta = FlatOptimizer(rule, [(3, 1e-3)], compiled=False), Tensor(np.zeros(3, np.float32))
+    optimizer.step([theta], Tensor(grad), lr_factor=1.0)
+    np.testing.assert_allclose(theta.asnumpy(), -1e-3, rtol=1e-6)
+
+
+def gradients_and_start() -> tuple[list[np.ndarray], np.ndarray]:
+    rng = np.random.default_rng(3)
+    first = rng.standard_normal(SIZE).astype(np.float32)
+    return [rng.standard_normal(SIZE).astype(np.float32) for _ in range(STEPS)], first
+
+
+def joined(thetas: list[Tensor]) -> np.ndarray:
+    return np.concatenate([theta.asnumpy() for theta in thetas])

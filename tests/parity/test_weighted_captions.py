@@ -59,7 +59,7 @@ def test_the_gradient_of_the_text_encoders_goes_through_the_weights() -> None:
     ids, sizes = [recording.tensors[f"in.input_ids{n}"][0] for n in (1, 2)], recording.tensors["in.size_ids"][0]
 
     def loss_and_grad(weights_BNT: np.ndarray | None, theta: np.ndarray) -> tuple[float, np.ndarray]:
-        step.theta = Tensor(theta)
+        step.thetas = (Tensor(theta),)
         model = replay.base.model
         predict = SdxlFamily().training_prediction(
             model, inputs, ids, sizes, train_text=True, token_weights_BNT=weights_BNT
@@ -67,7 +67,7 @@ def test_the_gradient_of_the_text_encoders_goes_through_the_weights() -> None:
         loss, _, grad = step.loss_and_grad(predict, Tensor(inputs.target_BCHW), Tensor(inputs.weights_B1HW))
         return float(loss.asnumpy()), grad.asnumpy().astype(np.float64)
 
-    theta = step.theta.asnumpy()
+    theta = step.thetas[0].asnumpy()
     ones, weights = np.ones((2, 1, 77), np.float32), np.ones((2, 1, 77), np.float32)
     weights[:, :, 1:40] = np.random.default_rng(0).uniform(0, 3, (2, 1, 39))
     plain_loss, plain_grad = loss_and_grad(None, theta)
