@@ -14,7 +14,6 @@ from mindspore import Tensor
 
 from library.device.values import Constant, Node, Trace, Value
 
-
 RELEASE_AT_ONCE = False
 """Whether ``release`` does anything; set for a CPU."""
 
