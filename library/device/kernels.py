@@ -68,10 +68,11 @@ def conv2d(x_BCHW: Any, weight: Any, bias: Any, stride: int, padding: int) -> An
 
     Tensors or values: the VAE's convolutions come here too (``mint_cpu``).
     """
-    columns = math.prod(x_BCHW.shape[1:]) * weight.shape[2] ** 2 // stride**2
+    kernel = weight.shape[2]
+    columns = math.prod(x_BCHW.shape[1:]) * kernel**2 // stride**2
     if UNFOLD_CONV:
         y = _conv2d_unfolded(x_BCHW, weight, stride, padding)
-    elif FOLD_GRADIENT and columns > MAX_KEPT_COLUMNS:
+    elif FOLD_GRADIENT and kernel > 1 and columns > MAX_KEPT_COLUMNS:
         y = _conv2d_with_folded_gradient(x_BCHW, weight, stride, padding)
     else:
         y = op.conv2d(x_BCHW, weight, stride, padding)

@@ -4,6 +4,7 @@ Some of MindSpore's CPU kernels keep tables or a working memory of their own for
 bucket shape brings some hundred new kernels, so a run with many shapes would fill the memory with them.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import mindspore as ms
@@ -11,10 +12,14 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from library.device import kernels
-from library.device.graph_code import GraphFunction
+from library.device import graph_code, kernels
+from library.device.graph_code import GraphFunction, release
 from library.device.values import Trace, Value
+from library.settings.arguments import read_train_args
+from library.training import block_vjp
+from tests.parity.test_modes import ARGV, made_up_run
 from tests.parity.traced import Function
+from tools.replay_steps import prediction, set_up
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -68,3 +73,28 @@ def memory_in_use() -> int:
     """Bytes of anonymous memory that the process holds."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("Anonymous:")).split()[1])
+
+
+@pytest.mark.slow
+def test_kept_products_are_given_back_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = made_up_run(ARGV, steps=1)
+    replay = set_up(recording, read_train_args(recording.argv, require_paths=False), False)
+    predict_with, inputs = prediction(replay, 0)
+    released: list[Tensor] = []
+
+    def recorded(tensors: Iterable[Tensor]) -> None:
+        given = list(tensors)
+        released.extend(given)
+        release(given)
+
+    monkeypatch.setattr(block_vjp, "release", recorded)
+    results = []
+    for at_once in (True, False):
+        monkeypatch.setattr(graph_code, "RELEASE_AT_ONCE", at_once)
+        target, weights = Tensor(inputs.target_BCHW), Tensor(inputs.weights_B1HW)
+        results.append([x.asnumpy() for x in replay.step.loss_and_grad(predict_with, target, weights)])
+        sizes = {tensor.untyped_storage().size() for tensor in released}
+        assert released and (sizes == {0}) == at_once
+        released.clear()
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
