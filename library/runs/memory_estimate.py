@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 
 GB = 1e9
 FLOAT_BYTES = 4
-LIBRARIES = 0.75 * GB
-"""Python, MindSpore and compiled blocks; measured on the tiny model, which has little else."""
+LIBRARIES = 0.9 * GB
+"""Python, MindSpore, compiled blocks and what their kernels keep (measured)."""
 OPTIMIZER_VECTORS = 2
 """AdamW's two moments."""
-VECTORS = 8
-"""The trained vector, its gradient, and what splitting, clipping and updating them makes on the way."""
-POOL = 6.1
+VECTORS = 4
+"""The trained values in the network and as a vector, their gradient by blocks and as one vector."""
+POOL = 0.9
 """Memory that MindSpore's pool takes for intermediate results, as a multiple of the blocks' outputs (measured)."""
 COMFORT = 0.95
 """Share of the machine's memory that may be planned for."""
