@@ -79,7 +79,9 @@ def mask_of_file(image: PlacedImage, drawn: DrawnSample) -> np.ndarray | None:
     """The sample's mask where it is a file of its own: float32 [H, W] in [0, 1]. Raises ValueError naming the file."""
     if image.mask is None:
         return None
-    return to_weights(_fitted(read_mask(image.mask), image, drawn), flipped=drawn.flipped)
+    # In three channels, as in the original: with one, OpenCV's bicubic filter rounds otherwise on some processors.
+    mask_HWC = _fitted(read_mask(image.mask).convert("RGB"), image, drawn)
+    return to_weights(mask_HWC[..., 0], flipped=drawn.flipped)
 
 
 def _fitted(stored: Image.Image, image: PlacedImage, drawn: DrawnSample) -> np.ndarray:
