@@ -1,4 +1,4 @@
-"""Optimizers as pure functions on the flat vector of what is trained."""
+"""Optimizers: update rules that change the vectors of what is trained in place, and their state."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What is trained, as one flat float32 vector (docs/decisions/0002).
+"""What is trained, as one flat float32 vector, or one for each learning rate (docs/decisions/0002, 0007).
 
 Each adapted block owns one segment, segments follow the order of the forward pass. Optimizer state is a few vectors of
 the same length; clipping is one norm.
