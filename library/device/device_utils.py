@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import mindspore as ms
 
-from library.device import graph_code, kernels, mint_cpu
+from library.device import cores, graph_code, kernels, mint_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ def init_device(requested: str, flash_attn: bool = False, mixed_precision: str =
     kernels.GATHER_HEADS = name == "CPU"
     kernels.FOLD_GRADIENT = name == "CPU"
     graph_code.RELEASE_AT_ONCE = name == "CPU"
+    cores.SETTLE = name == "CPU"
     kernels.FLASH_ATTENTION = flash_attn and name == "Ascend"
     if name == "CPU":
         mint_cpu.install()

@@ -9,6 +9,7 @@ import numpy as np
 from mindspore import Tensor
 
 from library.data.batch import EncodedText, Posterior
+from library.device.cores import settled
 from library.files.layer_target import LayerTarget
 from library.models import sdxl
 from library.models.block import Block
@@ -141,6 +142,7 @@ class SdxlFamily:
         """Scaled latents, drawn with the given standard normal noise."""
         return posterior.draw(eps_BCHW) * np.float32(VAE_SCALE)
 
+    @settled()
     def encode_text(
         self, model: SdxlModel, token_ids: Sequence[np.ndarray], token_weights_BNT: np.ndarray | None = None
     ) -> TextOutputs:
@@ -189,6 +191,7 @@ class SdxlFamily:
 
         return predict
 
+    @settled()
     def predict(
         self,
         model: SdxlModel,

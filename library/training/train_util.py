@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from mindspore import Tensor, ops
 
+from library.device.cores import settled
 from library.device.operations import mean
 from library.device.values import Value
 from library.models.block import Block, Layers
@@ -73,6 +74,7 @@ class TrainStep:
         self._accumulated: Tensor | None = None
         self._pending = 0
 
+    @settled()
     def loss_and_grad(
         self, predict: Predict, target_BCHW: Tensor, weights_B1HW: Tensor, index: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,6 +112,7 @@ class TrainStep:
         """Whether enough batches were accumulated for an update."""
         return self._pending >= self._accumulation_steps
 
+    @settled()
     def update(self, lr_factor: float) -> float | None:
         """Apply what has been accumulated; returns the total norm before clipping (None without clipping).
 
