@@ -233,7 +233,7 @@ def prepare(args: TrainArgs, data: Data) -> Run:
         model.weights,
         blocks,
         trainable,
-        run_setup.flat_optimizer(data.rule, trainable, args.optimizer, args.compute.compiled),
+        run_setup.flat_optimizer(data.rule, trainable, args.optimizer),
         max_grad_norm=args.optimizer.max_grad_norm,
         accumulation_steps=args.optimizer.gradient_accumulation_steps,
         compiled=args.compute.compiled,

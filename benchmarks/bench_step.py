@@ -86,7 +86,7 @@ def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[int], Calla
     blocks = spec.blocks()
     trainable = Trainable(network, blocks)
     compiled = args.jit == "on"
-    optimizer = FlatOptimizer(AdamW(), [(trainable.size, 1e-4)], compiled)
+    optimizer = FlatOptimizer(AdamW(), [(trainable.size, 1e-4)])
     weights = {"unet": to_tensors(arrays)}
     train_step = TrainStep(weights, blocks, trainable, optimizer, max_grad_norm=1.0, compiled=compiled, keep=args.keep)
 

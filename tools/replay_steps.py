@@ -72,7 +72,7 @@ def set_up(recording: Recording, args: TrainArgs, compiled: bool) -> Replay:
         network.tensors.update(lora_weights(recording.lora_seed, shapes, args.network.network_alpha))
         blocks = SdxlFamily().trained_blocks(base.model)
         trainable = Trainable(network, blocks)
-        optimizer = run_setup.flat_optimizer(rule, trainable, args.optimizer, compiled)
+        optimizer = run_setup.flat_optimizer(rule, trainable, args.optimizer)
     except ValueError as error:
         raise RefusedError(one_line(error)) from error
     if run_setup.dropout_keys(trainable, rng) is not None:

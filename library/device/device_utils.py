@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import mindspore as ms
 
-from library.device import cores, graph_code, kernels, mint_cpu
+from library.device import cores, graph_code, kernels, mint_cpu, vectors
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def init_device(requested: str, flash_attn: bool = False, mixed_precision: str =
     kernels.FOLD_GRADIENT = name == "CPU"
     graph_code.RELEASE_AT_ONCE = name == "CPU"
     cores.SETTLE = name == "CPU"
+    vectors.ON_HOST = name == "CPU"
     kernels.FLASH_ATTENTION = flash_attn and name == "Ascend"
     if name == "CPU":
         mint_cpu.install()

@@ -137,9 +137,9 @@ def optimizer_rule(options: OptimizerArgs) -> AdamW:
     return make_optimizer(options.optimizer_type, parse_key_values(options.optimizer_args, flag="--optimizer_args"))
 
 
-def flat_optimizer(rule: AdamW, trainable: Trainable, options: OptimizerArgs, compiled: bool) -> FlatOptimizer:
+def flat_optimizer(rule: AdamW, trainable: Trainable, options: OptimizerArgs) -> FlatOptimizer:
     """The rule with its state and learning rates for what is trained."""
-    return FlatOptimizer(rule, learning_rates(trainable, options), compiled)
+    return FlatOptimizer(rule, learning_rates(trainable, options))
 
 
 def length_line(length: Length, seed: int) -> str:

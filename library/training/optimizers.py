@@ -4,13 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
+from library.device.vectors import scaled, sum_of_squares
+
 State = tuple[Tensor, ...]
-CHUNK = 1 << 22
-"""Values whose squares are formed at once."""
 CLIP_EPS = 1e-6
 """Added to the norm that is divided by, as torch's clip_grad_norm_ does."""
 _ADAM_WEIGHT_DECAY = ops.AdamWeightDecay()
@@ -84,22 +83,15 @@ def make_optimizer(optimizer_type: str, optimizer_args: Mapping[str, object]) ->
     return cls(**optimizer_args)  # type: ignore[arg-type]
 
 
-def sum_of_squares(grad):  # type: ignore[no-untyped-def]  # read by the graph compiler
-    """The squared length of a vector."""
-    return (grad * grad).sum()
-
-
 class FlatOptimizer:
     """An optimizer with its state and learning rates.
 
     Args:
         rule: the update rule.
         runs: length and base learning rate of each vector that is trained.
-        compiled: compile the norm.
     """
 
-    def __init__(self, rule: AdamW, runs: Sequence[tuple[int, float]], compiled: bool) -> None:
-        self._sum_of_squares = ms.jit(sum_of_squares) if compiled else sum_of_squares
+    def __init__(self, rule: AdamW, runs: Sequence[tuple[int, float]]) -> None:
         self._rule = rule
         self.sizes = tuple(size for size, _ in runs)
         """Lengths of the trained vectors."""
@@ -114,7 +106,7 @@ class FlatOptimizer:
 
         Args:
             thetas: the trained vectors.
-            grad: the gradient of all of them, one behind the other.
+            grad: the gradient of all of them, one behind the other; may be scaled in place.
             lr_factor: multiplies every base learning rate (the schedule).
             grad_scale: multiplies the gradient.
             max_norm: the gradient is scaled down to this norm where it is longer; 0 does not clip.
@@ -125,11 +117,10 @@ class FlatOptimizer:
         self.steps += 1
         norm = None
         if max_norm > 0:
-            chunks = ops.split(grad, CHUNK)
-            norm = grad_scale * math.sqrt(sum(float(self._sum_of_squares(chunk).asnumpy()) for chunk in chunks))
+            norm = grad_scale * math.sqrt(sum_of_squares(grad))
             grad_scale *= min(1.0, max_norm / (norm + CLIP_EPS))
         if grad_scale != 1.0:
-            grad = grad * grad_scale
+            grad = scaled(grad, grad_scale)
         grads = ops.split(grad, self.sizes)
         for theta, part, rate, state in zip(thetas, grads, self._rates, self._states, strict=True):
             self._rule.update(theta, part, rate * lr_factor, self.steps, state)

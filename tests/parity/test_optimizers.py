@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from library.training import optimizers
+from library.device import vectors
 from library.training.optimizers import AdamW, FlatOptimizer
 
 SIZE, STEPS = 23, 4
@@ -28,7 +28,7 @@ def by_formula(lr: np.ndarray, theta: np.ndarray, grads: list[np.ndarray]) -> np
 @pytest.mark.parametrize("runs", [[(SIZE, 1e-2)], [(7, 0.0), (6, 1e-1), (10, 1e-3)]], ids=["one rate", "many rates"])
 def test_an_update_is_the_formulas(runs: list[tuple[int, float]]) -> None:
     grads, first = gradients_and_start()
-    optimizer = FlatOptimizer(RULE, runs, compiled=False)
+    optimizer = FlatOptimizer(RULE, runs)
     thetas = [Tensor(part) for part in np.split(first, np.cumsum(optimizer.sizes)[:-1])]
     for grad in grads:
         assert optimizer.step(thetas, Tensor(grad), lr_factor=0.5) is None
@@ -36,14 +36,19 @@ def test_an_update_is_the_formulas(runs: list[tuple[int, float]]) -> None:
     np.testing.assert_allclose(joined(thetas), by_formula(rates, first, grads), rtol=2e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("on_host", [True, False])
 @pytest.mark.parametrize("max_norm", [0.5, 100.0])
-def test_a_gradient_is_scaled_and_clipped_as_if_beforehand(max_norm: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizers, "CHUNK", 7)
+def test_a_gradient_is_scaled_and_clipped_as_if_beforehand(
+    max_norm: float, on_host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "ON_HOST", on_host)
+    monkeypatch.setattr(vectors, "_HOST_CHUNK", 7)
+    monkeypatch.setattr(vectors, "_DEVICE_CHUNK", 7)
     grads, first = gradients_and_start()
-    optimizer = FlatOptimizer(RULE, [(SIZE, 1e-2)], compiled=False)
+    optimizer = FlatOptimizer(RULE, [(SIZE, 1e-2)])
     thetas, clipped = [Tensor(first)], []
     for grad in grads:
-        norm = optimizer.step(thetas, Tensor(grad), lr_factor=0.5, grad_scale=0.25, max_norm=max_norm)
+        norm = optimizer.step(thetas, Tensor(grad.copy()), lr_factor=0.5, grad_scale=0.25, max_norm=max_norm)
         expected = np.linalg.norm(0.25 * grad.astype(np.float64))
         assert norm == pytest.approx(expected, rel=1e-6)
         clipped.append(0.25 * grad * min(1.0, max_norm / expected))
@@ -53,7 +58,7 @@ def test_a_gradient_is_scaled_and_clipped_as_if_beforehand(max_norm: float, monk
 def test_the_usual_betas_are_not_rounded_away() -> None:
     """1 - 0.999 in float32 is 5e-5 off, and so would every step be."""
     rule, grad = AdamW(weight_decay=0.0), np.full(3, 0.5, np.float32)
-    optimizer, theta = FlatOptimizer(rule, [(3, 1e-3)], compiled=False), Tensor(np.zeros(3, np.float32))
+    optimizer, theta = FlatOptimizer(rule, [(3, 1e-3)]), Tensor(np.zeros(3, np.float32))
     optimizer.step([theta], Tensor(grad), lr_factor=1.0)
     np.testing.assert_allclose(theta.asnumpy(), -1e-3, rtol=1e-6)
 

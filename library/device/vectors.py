@@ -1,0 +1,30 @@
+"""Long vectors: their length, and changing it."""
+
+import math
+
+import numpy as np
+from mindspore import Tensor, ops
+
+ON_HOST = False
+"""Compute with NumPy on the tensor's own memory; set for a CPU, where MindSpore takes up to ten times as long."""
+_HOST_CHUNK = 1 << 13
+"""Values whose squares NumPy adds up in float32; of more than 10,000 it makes work for other threads."""
+_DEVICE_CHUNK = 1 << 22
+
+
+def sum_of_squares(vector: Tensor) -> float:
+    """Squared length of a float32 vector [N], to seven digits: sums of chunks are added up in float64."""
+    if ON_HOST:
+        array = vector.asnumpy()
+        chunks = (array[start : start + _HOST_CHUNK] for start in range(0, array.size, _HOST_CHUNK))
+        return math.fsum(float(np.dot(chunk, chunk)) for chunk in chunks)
+    return math.fsum(float((chunk * chunk).sum().asnumpy()) for chunk in ops.split(vector, _DEVICE_CHUNK))
+
+
+def scaled(vector: Tensor, factor: float) -> Tensor:
+    """A float32 vector times a number; may change the vector itself, which saves a second one of its size."""
+    if not ON_HOST:
+        return vector * factor
+    array = vector.asnumpy()
+    np.multiply(array, np.float32(factor), out=array)
+    return vector if vector.data_ptr() == array.ctypes.data else Tensor(array)
