@@ -1,0 +1,80 @@
+"""Which core each thread gets while a step runs."""
+
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from library.device import cores
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two cores"
+)
+
+
+@pytest.fixture(name="workers")
+def two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, int]]:
+    """Two idle threads in the place of MindSpore's."""
+    done, ready = threading.Event(), threading.Barrier(3)
+
+    def idle() -> None:
+        ready.wait()
+        done.wait()
+
+    threads = [threading.Thread(target=idle) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    first, second = (thread.native_id or 0 for thread in threads)
+    monkeypatch.setattr(cores, "_worker_threads", lambda: (first, second))
+    monkeypatch.setattr(cores, "SETTLE", True)
+    cores._place.cache_clear()
+    yield first, second
+    done.set()
+    for thread in threads:
+        thread.join()
+    cores._place.cache_clear()
+
+
+def test_workers_have_a_core_each_and_the_caller_shares_the_last_ones(workers: tuple[int, int]) -> None:
+    before = os.sched_getaffinity(0)
+    with cores.settled():
+        first, second = (os.sched_getaffinity(worker) for worker in workers)
+        assert len(first) == len(second) == 1
+        assert first != second
+        assert os.sched_getaffinity(0) == second
+    assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.usefixtures("workers")
+def test_the_caller_is_free_again_after_an_error() -> None:
+    before = os.sched_getaffinity(0)
+
+    @cores.settled()
+    def fail() -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert os.sched_getaffinity(0) == before
+
+
+def test_with_fewer_cores_than_workers_nothing_is_placed(
+    workers: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = min(os.sched_getaffinity(0))
+    before = os.sched_getaffinity(workers[0])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {core})
+    with cores.settled():
+        pass
+    monkeypatch.undo()
+    assert os.sched_getaffinity(workers[0]) == before
+
+
+def test_without_workers_nothing_is_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "SETTLE", True)
+    monkeypatch.setattr(cores, "_worker_threads", tuple)
+    before = os.sched_getaffinity(0)
+    with cores.settled():
+        assert os.sched_getaffinity(0) == before
