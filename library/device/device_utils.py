@@ -59,7 +59,8 @@ def init_device(requested: str, flash_attn: bool = False, mixed_precision: str =
     kernels.UNFOLD_CONV = name == "CPU" and version >= _UNFOLD_FROM
     kernels.EXPLICIT_BROADCAST = name == "CPU"
     kernels.GATHER_HEADS = name == "CPU"
-    kernels.FOLD_GRADIENT = name == "CPU"
+    kernels.OWN_CONV_GRADIENT = name == "CPU"
+    kernels.MAX_SCORES = 1 << (22 if name == "CPU" else 24)
     graph_code.RELEASE_AT_ONCE = name == "CPU"
     cores.SETTLE = name == "CPU"
     vectors.ON_HOST = name == "CPU"

@@ -30,9 +30,12 @@ GATHER_HEADS = False
 """Bring attention heads into their place by gathering rows of 64: MindSpore's CPU kernel for a transposition keeps a
 table of 8 bytes per value for good."""
 
-FOLD_GRADIENT = False
-"""Form large gradients of convolutions' inputs as columns: MindSpore's CPU kernel does so too, but each keeps the
-memory of its columns for good."""
+OWN_CONV_GRADIENT = False
+"""Form large gradients of convolutions' inputs out of other operations: MindSpore's CPU kernel for them keeps the
+memory of its columns for good, and adds them up on one thread."""
+
+MAX_SCORES = 1 << 24
+"""Attention scores that are computed at once; 64 MB in float32. A CPU, whose caches they should fit, takes fewer."""
 
 FLASH_ATTENTION = False
 """Use Ascend's fused attention; it needs half precision and exists on no other device."""
@@ -43,8 +46,10 @@ LAYER_NORM_EPS = 1e-5
 _HEAD_SCALE = 1.0 / math.sqrt(HEAD_WIDTH)
 _INV_SQRT2 = 1.0 / math.sqrt(2.0)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
-MAX_SCORES = 1 << 24
-"""Attention scores that are computed at once; 64 MB in float32."""
+MIN_QUERIES = 128
+"""Attention is not cut into parts of fewer queries."""
+TURN_FROM = 2
+"""Pixels for each channel of a convolution's result from which turning weights costs less than adding up columns."""
 MAX_COLUMNS = 1 << 24
 """Values in a convolution's columns that are formed at once."""
 MAX_KEPT_COLUMNS = 1 << 21
@@ -72,39 +77,62 @@ def conv2d(x_BCHW: Any, weight: Any, bias: Any, stride: int, padding: int) -> An
     columns = math.prod(x_BCHW.shape[1:]) * kernel**2 // stride**2
     if UNFOLD_CONV:
         y = _conv2d_unfolded(x_BCHW, weight, stride, padding)
-    elif FOLD_GRADIENT and kernel > 1 and columns > MAX_KEPT_COLUMNS:
-        y = _conv2d_with_folded_gradient(x_BCHW, weight, stride, padding)
+    elif OWN_CONV_GRADIENT and kernel > 1 and columns > MAX_KEPT_COLUMNS:
+        y = _conv2d_with_own_gradient(x_BCHW, weight, stride, padding)
     else:
         y = op.conv2d(x_BCHW, weight, stride, padding)
     return y if bias is None else op.bias_add(y, bias)
 
 
-def _conv2d_with_folded_gradient(x_BCHW: Any, weight: Any, stride: int, padding: int) -> Any:
-    """A convolution; the gradient of its input is formed as columns, some channels of an image at a time, and folded.
+def _conv2d_with_own_gradient(x_BCHW: Any, weight: Any, stride: int, padding: int) -> Any:
+    """A convolution; where there are many pixels the gradient of its input is one too, else it is made of columns."""
+
+    def gradient(d: Value, y: Value) -> tuple[Value, Value]:
+        out_channels, _, kernel, _ = weight.shape
+        if stride == 1 and math.prod(d.shape[2:]) >= TURN_FROM * out_channels:
+            d_x = op.conv2d(d, _turned(weight), 1, kernel - 1 - padding)
+        else:
+            d_x = _folded(d, weight, x_BCHW.shape, stride, padding)
+        return d_x, op.conv2d_weight_gradient(d, x_BCHW, weight, stride, padding)
+
+    return with_gradient(lambda x, w: op.conv2d(x, w, stride, padding), gradient, x_BCHW, weight)
+
+
+def _turned(weight: Value) -> Value:
+    """[out, in, k, k] to [in, out, k, k], each k x k turned by 180 degrees: what leads a gradient back."""
+    out_channels, channels, kernel, _ = weight.shape
+    squares = op.gather_rows(weight.reshape(-1, kernel**2), _places_exchanged(1, out_channels, channels))
+    return op.matmul(squares, _reversal(kernel**2)).reshape(channels, out_channels, kernel, kernel)
+
+
+@functools.cache
+def _reversal(count: int) -> Constant:
+    """The matrix that turns the order of columns round."""
+    return Constant(np.ascontiguousarray(np.eye(count, dtype=np.float32)[::-1]))
+
+
+def _folded(d: Value, weight: Value, shape: Shape, stride: int, padding: int) -> Value:
+    """Gradient of a convolution's input: columns of some channels of an image at a time, each added up at their pixels.
 
     A part waits for the one before, else the runtime would have the columns of several at once.
     """
-    batch, channels, height, width = x_BCHW.shape
+    batch, channels, height, width = shape
     out_channels, kernel = weight.shape[0], weight.shape[2]
-
-    def gradient(d: Value, y: Value) -> tuple[Value, Value]:
-        columns = channels * kernel**2 * d.size // (batch * out_channels)
-        count = next(n for n in range(-(-columns // MAX_COLUMNS), channels + 1) if channels % n == 0)
-        length = channels // count
-        images: list[Value] = []
-        for i in range(batch):
-            image = op.narrow(d, 0, i, 1).reshape(out_channels, -1)
-            parts: list[Value] = []
-            for j in range(count):
-                waits_for = parts[-1:] or images[-1:]
-                some = op.narrow(weight, 1, j * length, length).reshape(out_channels, -1)
-                some = op.matmul_tn(some, op.after(image, *waits_for) if waits_for else image)
-                shape = (1, length, height, width)
-                parts.append(op.fold(some.reshape(1, *some.shape), shape, kernel, stride, padding))
-            images.append(op.concat(tuple(parts), 1))
-        return op.concat(tuple(images), 0), op.conv2d_weight_gradient(d, x_BCHW, weight, stride, padding)
-
-    return with_gradient(lambda x, w: op.conv2d(x, w, stride, padding), gradient, x_BCHW, weight)
+    columns = channels * kernel**2 * d.size // (batch * out_channels)
+    count = next(n for n in range(-(-columns // MAX_COLUMNS), channels + 1) if channels % n == 0)
+    length = channels // count
+    images: list[Value] = []
+    for i in range(batch):
+        image = op.narrow(d, 0, i, 1).reshape(out_channels, -1)
+        parts: list[Value] = []
+        for j in range(count):
+            waits_for = parts[-1:] or images[-1:]
+            some = op.narrow(weight, 1, j * length, length).reshape(out_channels, -1)
+            some = op.matmul_tn(some, op.after(image, *waits_for) if waits_for else image)
+            some = some.reshape(1, *some.shape)
+            parts.append(op.fold(some, (1, length, height, width), kernel, stride, padding))
+        images.append(op.concat(tuple(parts), 1))
+    return op.concat(tuple(images), 0)
 
 
 def _conv2d_unfolded(x_BCHW: Any, weight: Any, stride: int, padding: int) -> Any:
@@ -202,17 +230,19 @@ def gelu(x: Value) -> Value:
 def gated_gelu(x: Value, product: Callable[[Value], Value] = lambda y: y) -> Value:
     """First half of the last axis times the GELU of the second.
 
-    ``product`` is called with the normal distribution of the second half, whose error function takes a CPU as long as a
-    matrix product of that size; what it returns is gone on with (see ``block.Layers``).
+    ``product`` is called with the halves, which take the place of x among what a gradient keeps, and with the normal
+    distribution of the second, whose error function takes a CPU as long as a matrix product of that size; what it
+    returns is gone on with (see ``block.Layers``).
     """
-    value, gate = op.split(x, -1, 2)
+    value, gate = (product(half) for half in op.split(x, -1, 2))
     cdf = product(_normal_cdf(gate))
+    activated = gate * cdf
 
     def gradient(d: Value, y: Value) -> tuple[Value]:
         slope = cdf + gate * _normal_density(gate)
-        return (op.concat((d * gate * cdf, d * value * slope), -1),)
+        return (op.concat((d * activated, d * value * slope), -1),)
 
-    return with_gradient(lambda x: value * gate * cdf, gradient, x)
+    return with_gradient(lambda x: value * activated, gradient, x)
 
 
 def quick_gelu(x: Value) -> Value:
@@ -229,19 +259,27 @@ def _normal_density(x: Value) -> Value:
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
-def attention(q: Value, k: Value, v: Value, batch: int, causal: bool = False) -> Value:
+def attention(
+    q: Value,
+    k: Value,
+    v: Value,
+    batch: int,
+    causal: bool = False,
+    product: Callable[[Value], Value] = lambda y: y,
+) -> Value:
     """Scaled dot-product attention of heads 64 wide: rows [B T, D], [B S, D], [B S, D] to rows [B T, D].
 
-    ``causal``: a token sees itself and earlier ones only.
+    ``causal``: a token sees itself and earlier ones only. ``product`` is called with what takes the place of q, k and v
+    among what a gradient keeps; what it returns is gone on with (see ``block.Layers``).
     """
     if FLASH_ATTENTION and not causal:
         return _flash(q, k, v, batch)
-    q, k, v = (_split_heads(x, batch) for x in (q, k, v))
+    q, k, v = (product(_split_heads(x, batch)) for x in (q * _HEAD_SCALE, k, v))
     return _join_heads(_attention_of_heads(q, k, v, causal))
 
 
 def _attention_of_heads(q: Value, k: Value, v: Value, causal: bool) -> Value:
-    """Attention of [B, N, T, 64].
+    """Attention of [B, N, T, 64]; the queries come multiplied with the scale of the scores.
 
     Where attention is nearly even, the gradients of queries and keys are small differences of large numbers. They do
     not depend on what all keys or all values have in common, so that is taken off before it can be rounded; and the
@@ -263,7 +301,7 @@ def _attention_of_heads(q: Value, k: Value, v: Value, causal: bool) -> Value:
         return op.concat(tuple(parts), 2)
 
     def gradient(d_out: Value, out: Value) -> tuple[Value, Value, Value]:
-        keys, values = _less_common(k), _less_common(v) * _HEAD_SCALE
+        keys, values = _less_common(k), _less_common(v)
         parts: list[tuple[Value, Value, Value]] = []
         for i in range(chunks):
             queries, d_rows = (op.narrow(x, 2, i * length, length) for x in (q, d_out))
@@ -276,7 +314,6 @@ def _attention_of_heads(q: Value, k: Value, v: Value, causal: bool) -> Value:
         return op.concat(tuple(d_q for d_q, _, _ in parts), 2), *parts[-1][1:]
 
     def chunk_gradient(q: Value, keys: Value, values: Value, d_out: Value) -> tuple[Value, Value, Value]:
-        # The values come multiplied with the scale of the scores, which so is in the gradients of queries and keys.
         p = _attention_weights(q, k, causal)
         d_p = op.batch_matmul_nt(d_out, values)
         d_scores = _softmax_gradient(p.reshape(-1, p.shape[-1]), d_p.reshape(-1, p.shape[-1])).reshape(p.shape)
@@ -286,7 +323,7 @@ def _attention_of_heads(q: Value, k: Value, v: Value, causal: bool) -> Value:
 
 
 def _attention_weights(q: Value, k: Value, causal: bool) -> Value:
-    scores = op.batch_matmul_nt(q * _HEAD_SCALE, k).astype(mstype.float32)
+    scores = op.batch_matmul_nt(q, k).astype(mstype.float32)
     if causal:
         scores = scores + _later_tokens(q.shape[2])
     return op.softmax(scores).astype(q.dtype)
@@ -301,8 +338,8 @@ def _later_tokens(tokens: int) -> Constant:
 def _chunks(q: Value, k: Value) -> int:
     """Into how many equal parts the queries are cut."""
     batch, heads, tokens, _ = q.shape
-    chunks = 1
-    while batch * heads * tokens * k.shape[2] > chunks * MAX_SCORES and tokens % (2 * chunks) == 0:
+    scores, chunks = batch * heads * tokens * k.shape[2], 1
+    while scores > chunks * MAX_SCORES and tokens % (2 * chunks) == 0 and tokens >= 2 * chunks * MIN_QUERIES:
         chunks = 2 * chunks
     return chunks
 

@@ -79,7 +79,7 @@ class Layers:
 
     def attention(self, q: Value, k: Value, v: Value, causal: bool = False) -> Value:
         """Rows [B T, D], [B S, D], [B S, D] to rows [B T, D]; ``causal``: a token sees itself and earlier ones only."""
-        return self.product(kernels.attention(q, k, v, self.batch, causal))
+        return self.product(kernels.attention(q, k, v, self.batch, causal, self.product))
 
     def gated_gelu(self, x: Value) -> Value:
         """First half of the last axis times the GELU of the second."""

@@ -41,7 +41,7 @@ def test_every_operation_gets_inputs_of_one_type(half: str, flash: bool, monkeyp
     monkeypatch.setattr(Trace, "record", checked)
     monkeypatch.setattr(footprint, "FLOAT", half)
     monkeypatch.setattr(kernels, "FLASH_ATTENTION", flash)
-    for only_on_a_cpu in ("EXPLICIT_BROADCAST", "UNFOLD_CONV", "GATHER_HEADS", "FOLD_GRADIENT"):
+    for only_on_a_cpu in ("EXPLICIT_BROADCAST", "UNFOLD_CONV", "GATHER_HEADS", "OWN_CONV_GRADIENT"):
         monkeypatch.setattr(kernels, only_on_a_cpu, False)
     shapes = _expected_parts(TINY_SDXL)
     arrays = {part: {k: np.broadcast_to(np.float32(0), s) for k, s in named.items()} for part, named in shapes.items()}

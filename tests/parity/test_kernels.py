@@ -53,6 +53,7 @@ def test_attention_by_chunks_is_attention_at_once(monkeypatch: pytest.MonkeyPatc
     inputs = tuple(random(2 * 16, 128) for _ in range(3))
     at_once = value_and_gradients(attention, inputs)
     monkeypatch.setattr(kernels, "MAX_SCORES", 300)  # of 2 * 2 * 16 * 16: four chunks
+    monkeypatch.setattr(kernels, "MIN_QUERIES", 4)
     assert_close(value_and_gradients(attention, inputs), at_once)
 
 
@@ -71,17 +72,23 @@ def test_an_unfolded_convolution_is_a_convolution(
         assert np.abs(a - b).max() <= 5 * TOLERANCE * np.abs(b).max()  # sums of up to 60 products
 
 
-@pytest.mark.parametrize(("batch", "stride"), [(1, 1), (2, 1), (2, 2)])
-def test_a_folded_gradient_is_the_convolutions(batch: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("batch", "stride", "padding"), [(1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 1, 0)])
+@pytest.mark.parametrize("turn_from", [0, 100])
+def test_own_convolution_gradients_are_mindspores(
+    batch: int, stride: int, padding: int, turn_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both ways: by a convolution with turned weights (from so few pixels on), and by columns."""
+
     def convolution(x: Value, weight: Value) -> Value:
-        return kernels.conv2d(x, weight, None, stride, 1)
+        return kernels.conv2d(x, weight, None, stride, padding)
 
     inputs = random(batch, 6, 8, 4), random(5, 6, 3, 3)[:, ::-1].copy()
+    monkeypatch.setattr(kernels, "TURN_FROM", turn_from)
     monkeypatch.setattr(kernels, "MAX_KEPT_COLUMNS", 0)
     monkeypatch.setattr(kernels, "MAX_COLUMNS", 6 * 9 * 8 * 4 // stride**2 // 2)  # two or three channels at a time
     results = []
     for folded in (True, False):
-        monkeypatch.setattr(kernels, "FOLD_GRADIENT", folded)
+        monkeypatch.setattr(kernels, "OWN_CONV_GRADIENT", folded)
         results.append(value_and_gradients(convolution, inputs))
     assert_close(*results)
 
