@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from library.data.prompt_syntax import line_to_prompt_dict
+from library.device.large_pages import restart_with_large_pages
 from library.runs.samplers import SAMPLER_HELP, find_sampler
 from library.settings.flag_groups import ComputeArgs, ModelArgs, RunArgs
 from library.settings.log_setup import setup_logging
@@ -346,4 +347,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_with_large_pages()
     main()

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from library.device.large_pages import restart_with_large_pages
 from library.runs.interrupt import INTERRUPTED
 from library.settings.arguments import TrainArgs, parse_train_args
 from library.settings.counted import counted
@@ -266,4 +267,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_with_large_pages()
     main()

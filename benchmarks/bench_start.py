@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
+from library.device.large_pages import restart_with_large_pages
 from tools import make_demo_data, make_tiny_sdxl
 
 STARTED, FIGURES = "BENCH_STARTED", "BENCH_FIGURES"
@@ -145,6 +146,7 @@ def measured(started: float, figures: Path) -> None:
 
 if __name__ == "__main__":
     if STARTED in os.environ:
+        restart_with_large_pages()
         measured(float(os.environ.pop(STARTED)), Path(os.environ.pop(FIGURES)))
     else:
         sys.exit(main())

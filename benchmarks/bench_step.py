@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks import measure
+from library.device.large_pages import restart_with_large_pages
 from library.models.random_weights import tiny_weights
 from library.models.sdxl_spec import POSITIONS, SdxlConfig, unet_shapes
 
@@ -115,4 +116,5 @@ def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[int], Calla
 
 
 if __name__ == "__main__":
+    restart_with_large_pages()
     sys.exit(main())
