@@ -58,8 +58,8 @@ class Layers:
     batch: int
     """Number of samples."""
     product: Callable[[Value], Value]
-    """Called with each result that took many operations; what it returns is gone on with. A gradient that is given
-    what the forward pass kept puts that in the place of the computation."""
+    """Called with each result that took many operations, or stands for one that did; what it returns is gone on with.
+    A gradient that is given what the forward pass kept puts that in the place of the computation."""
 
     def linear(self, rows: Value, name: str) -> Value:
         """A linear layer with its adapter, where it has one: rows [R, in] to [R, out]."""

@@ -39,7 +39,7 @@ def _clip_layer(x_BTD: Value, activation: Callable[[Value], Value], layers: Laye
     rows = x_BTD.reshape(-1, x_BTD.shape[-1])
     h = layers.layer_norm(rows, "layer_norm1")
     q, k, v = (layers.linear(h, f"self_attn.{name}_proj") for name in "qkv")
-    rows = rows + layers.linear(layers.attention(q, k, v, causal=True), "self_attn.out_proj")
+    rows = layers.product(rows + layers.linear(layers.attention(q, k, v, causal=True), "self_attn.out_proj"))
     h = layers.linear(layers.layer_norm(rows, "layer_norm2"), "mlp.fc1")
     return (rows + layers.linear(activation(h), "mlp.fc2")).reshape(x_BTD.shape)
 

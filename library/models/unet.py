@@ -44,7 +44,7 @@ def conv_in(x_BCHW: Value, layers: Layers) -> Value:
 def res_block(x_BCHW: Value, emb_BE: Value, layers: Layers) -> Value:
     """Two convolutions with the embedding added between, and a shortcut."""
     h = layers.conv(silu(layers.group_norm(x_BCHW, "in_layers.0", RESNET_EPS)), "in_layers.2", 1, 1)
-    h = kernels.add_to_channels(h, layers.linear(silu(emb_BE), "emb_layers.1"))
+    h = layers.product(kernels.add_to_channels(h, layers.linear(silu(emb_BE), "emb_layers.1")))
     h = layers.conv(silu(layers.group_norm(h, "out_layers.0", RESNET_EPS)), "out_layers.3", 1, 1)
     if "skip_connection.weight" in layers.weights:
         return layers.conv(x_BCHW, "skip_connection", 1, 0) + h
@@ -78,9 +78,9 @@ def transformer_block(x_BTD: Value, context_BSX: Value, layers: Layers) -> Value
     """Self-attention, attention to the text, gated feed-forward, each with a residual."""
     rows = x_BTD.reshape(-1, x_BTD.shape[-1])
     h = layers.layer_norm(rows, "norm1")
-    rows = rows + _attend(h, h, "attn1", layers)
+    rows = layers.product(rows + _attend(h, h, "attn1", layers))
     h = layers.layer_norm(rows, "norm2")
-    rows = rows + _attend(h, context_BSX.reshape(-1, context_BSX.shape[-1]), "attn2", layers)
+    rows = layers.product(rows + _attend(h, context_BSX.reshape(-1, context_BSX.shape[-1]), "attn2", layers))
     h = layers.linear(layers.layer_norm(rows, "norm3"), "ff.net.0.proj")
     rows = rows + layers.linear(layers.gated_gelu(h), "ff.net.2")
     return rows.reshape(x_BTD.shape)
