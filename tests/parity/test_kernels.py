@@ -87,8 +87,8 @@ def test_own_convolution_gradients_are_mindspores(
     monkeypatch.setattr(kernels, "MAX_KEPT_COLUMNS", 0)
     monkeypatch.setattr(kernels, "MAX_COLUMNS", 6 * 9 * 8 * 4 // stride**2 // 2)  # two or three channels at a time
     results = []
-    for folded in (True, False):
-        monkeypatch.setattr(kernels, "OWN_CONV_GRADIENT", folded)
+    for own in (True, False):
+        monkeypatch.setattr(kernels, "OWN_CONV_GRADIENT", own)
         results.append(value_and_gradients(convolution, inputs))
     assert_close(*results)
 
