@@ -61,6 +61,7 @@ def init_device(requested: str, flash_attn: bool = False, mixed_precision: str =
     kernels.GATHER_HEADS = name == "CPU"
     kernels.OWN_CONV_GRADIENT = name == "CPU"
     kernels.MAX_SCORES = 1 << (22 if name == "CPU" else 24)
+    kernels.FEW_ROWS = 96 if name == "CPU" else 0
     graph_code.RELEASE_AT_ONCE = name == "CPU"
     cores.SETTLE = name == "CPU"
     vectors.ON_HOST = name == "CPU"

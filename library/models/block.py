@@ -87,8 +87,10 @@ class Layers:
 
     def layer_norm(self, rows: Value, name: str) -> Value:
         """A layer normalisation."""
-        return kernels.layer_norm(rows, self.weights[name + ".weight"], self.weights[name + ".bias"])
+        weight, bias = self.weights[name + ".weight"], self.weights[name + ".bias"]
+        return kernels.layer_norm(rows, weight, bias, self.product)
 
     def group_norm(self, x_BCHW: Value, name: str, eps: float) -> Value:
         """A group normalisation."""
-        return kernels.group_norm(x_BCHW, self.weights[name + ".weight"], self.weights[name + ".bias"], eps)
+        weight, bias = self.weights[name + ".weight"], self.weights[name + ".bias"]
+        return kernels.group_norm(x_BCHW, weight, bias, eps, self.product)

@@ -6,7 +6,7 @@ from mindspore import ops
 
 from library.device import kernels, operations
 from library.device.values import Value
-from tests.parity.traced import value_and_gradients
+from tests.parity.traced import gradients, value, value_and_gradients
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -55,6 +55,20 @@ def test_attention_by_chunks_is_attention_at_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(kernels, "MAX_SCORES", 300)  # of 2 * 2 * 16 * 16: four chunks
     monkeypatch.setattr(kernels, "MIN_QUERIES", 4)
     assert_close(value_and_gradients(attention, inputs), at_once)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_layer_of_few_rows_is_a_layer(transposed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def layer(rows: Value, weight: Value, bias: Value) -> Value:
+        return kernels.dense(rows, weight, bias, transposed)
+
+    inputs = random(5, 24), random(24, 40) if transposed else random(40, 24), random(40)
+    monkeypatch.setattr(kernels, "LARGE_WEIGHT", 24 * 40)
+    results = []
+    for few in (4, 5):
+        monkeypatch.setattr(kernels, "FEW_ROWS", few)
+        results.append([value(layer, inputs), *gradients(layer, inputs, random(5, 40))])
+    assert_close(*results)
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 1, 0)])
