@@ -48,6 +48,23 @@ def test_workers_have_a_core_each_and_the_caller_shares_the_last_ones(workers: t
 
 
 @pytest.mark.usefixtures("workers")
+def test_a_caller_that_starts_kernels_shares_the_first_workers_core() -> None:
+    before = sorted(os.sched_getaffinity(0))
+    cores.sit_for(1)
+    assert sorted(os.sched_getaffinity(0)) == before  # not settled
+    with cores.settled():
+        places = []
+        for kernels in (100, 101, 100):
+            cores.sit_for(kernels)
+            places.append(os.sched_getaffinity(0))
+        with cores.settled():
+            pass
+        assert os.sched_getaffinity(0) == places[0]  # the inner one changed nothing
+    assert places == [{before[0]}, {before[1]}, {before[0]}]
+    assert sorted(os.sched_getaffinity(0)) == before
+
+
+@pytest.mark.usefixtures("workers")
 def test_the_caller_is_free_again_after_an_error() -> None:
     before = os.sched_getaffinity(0)
 
