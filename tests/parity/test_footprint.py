@@ -12,6 +12,7 @@ from library.models.program import Outline
 from library.models.sdxl import encode_text, predict
 from library.models.sdxl_model_util import _expected_parts
 from library.models.sdxl_spec import TINY_SDXL
+from library.models.unet import res_block
 from library.settings.arguments import read_train_args
 from library.training.block_vjp import BlockTape
 from tests.parity.test_modes import ARGV, made_up_run
@@ -52,7 +53,10 @@ def test_outputs_and_kept_products_are_counted_from_shapes() -> None:
     predict(spec, run, Outline((2, 4, 16, 16), FLOAT), np.zeros(2), text, np.zeros((2, 6)))  # type: ignore[arg-type]
     counted = [(block.output, block.kept) for block in run.blocks]
     measured = [(output, kept) for _, output, kept in tape.counts]
-    # The estimate counts gradients of all inputs, and the time's sinusoid is the one that nothing trained flows into.
-    time = [block for block, _, _ in tape.counts].index(spec.unet.time)
+    # The estimate counts gradients of all inputs. There are two that nothing trained flows into: the time's
+    # sinusoid, and the image of the first res block, of which its first norm keeps nothing then.
+    blocks = [block for block, _, _ in tape.counts]
+    time, first_res = blocks.index(spec.unet.time), [block.function for block in blocks].index(res_block)
+    assert (counted.pop(first_res), measured.pop(first_res)) == ((16384, 2 * 16448), (16384, 16448))
     assert (counted.pop(time), measured.pop(time)) == ((256, 512), (256, 256))
     assert counted == measured

@@ -60,7 +60,7 @@ def test_the_whole_base_model_counts_at_the_start(setup: MemorySetup) -> None:
 
 def test_what_fits_is_only_told(setup: MemorySetup) -> None:
     lines = memory_lines(setup, 64 * GB)
-    assert lines[0].startswith("memory: about 14.") and "64.0 GB are free" in lines[0]
+    assert lines[0].startswith("memory: about 15.") and "64.0 GB are free" in lines[0]
     assert not any("help" in line for line in lines)
 
 
