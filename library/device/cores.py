@@ -43,8 +43,9 @@ class _Caller(threading.local):
 
     def move(self, core: int) -> None:
         if core != self.core:
-            os.sched_setaffinity(0, {core})
-            self.core = core
+            with suppress(OSError):  # the system took the core away meanwhile; a wrong place costs time only
+                os.sched_setaffinity(0, {core})
+                self.core = core
 
 
 _caller = _Caller()
@@ -56,7 +57,7 @@ def settled() -> Iterator[None]:
 
     Afterwards the caller is as free as before; the workers stay where they are. Threads that the body starts would stay
     on the caller's core. Does nothing before MindSpore has workers (the first graph), with fewer cores than workers,
-    on systems other than Linux, and inside itself.
+    on systems other than Linux, where the system refuses it, and inside itself.
     """
     seats = _place(_worker_threads()) if SETTLE and _caller.seats is None else None
     if seats is None:
@@ -90,10 +91,13 @@ def _worker_threads() -> tuple[int, ...]:
 
 @functools.cache
 def _place(workers: tuple[int, ...]) -> _Seats | None:
-    """Give each worker a core, once; returns the caller's. None where there is nothing to place."""
+    """Give each worker a core, once; returns the caller's. None where there is nothing to place, or no permission."""
     cores = sorted(os.sched_getaffinity(0)) if workers else []
     if len(workers) < 2 or len(cores) < len(workers):
         return None
-    for worker, core in zip(workers, cores, strict=False):
-        os.sched_setaffinity(worker, {core})
+    try:
+        for worker, core in zip(workers, cores, strict=False):
+            os.sched_setaffinity(worker, {core})
+    except OSError:
+        return None
     return _Seats(starting=cores[0], waiting=cores[len(workers) - 1])

@@ -95,3 +95,22 @@ def test_without_workers_nothing_is_placed(monkeypatch: pytest.MonkeyPatch) -> N
     before = os.sched_getaffinity(0)
     with cores.settled():
         assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.usefixtures("workers")
+@pytest.mark.parametrize("refused", ["a worker's move", "the caller's moves"])
+def test_a_system_that_refuses_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    allow = os.sched_setaffinity
+    before = os.sched_getaffinity(0)
+
+    def refuse(thread: int, mask: set[int]) -> None:
+        if (thread == 0) == (refused == "the caller's moves") and mask != before:
+            raise PermissionError
+        allow(thread, mask)
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    with cores.settled():
+        cores.sit_for(1)
+        assert os.sched_getaffinity(0) == before
+    monkeypatch.undo()
+    assert os.sched_getaffinity(0) == before
