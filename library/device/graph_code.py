@@ -46,8 +46,8 @@ class GraphFunction:
             function = _write(nodes, [inputs[i] for i in self.used], results)
             self._function = _Graph(function, len(nodes)) if compiled else function
 
-    def __call__(self, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The outputs, given a tensor for each input."""
+    def __call__(self, arguments: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """The outputs, given a tensor for each input; for one that is not used, None will do."""
         results = () if self._function is None else self._function(*[arguments[i] for i in self.used])
         return tuple(source.pick(arguments, results) for source in self._sources)
 

@@ -11,7 +11,6 @@ _GROUP_LIMITS = (
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
 """Files with a control group's limit and use, in the two versions of the system."""
-POSITIONS = 77
 
 
 def available_memory(device: Device) -> float:
@@ -27,13 +26,9 @@ def available_memory(device: Device) -> float:
         limits.append(int(meminfo["MemAvailable"].split()[0]) * 1024)
     except (OSError, KeyError, ValueError):
         pass
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for limit, used in _GROUP_LIMITS:
         try:
-            root = Path("/sys/fs/cgroup")
-            limits.append(int((root / limit).read_text()) - int((root / used).read_text()))
+            limits.append(int((_GROUPS / limit).read_text()) - int((_GROUPS / used).read_text()))
         except (OSError, ValueError):
             continue
     return min(limits)

@@ -96,6 +96,18 @@ class _Gradient:
     """Which products it needs to be given."""
 
 
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """What a forward pass leaves behind for its gradient."""
+
+    gradient: GraphFunction
+    inputs: tuple[Tensor | None, ...]
+    """Those that the gradient reads; None in the place of the others."""
+    products: tuple[Tensor, ...]
+    own: tuple[Tensor, ...]
+    """The products that nobody else will read: not the output."""
+
+
 class Program:
     """The forward pass of a kind of block, and its vector-Jacobian products. Made once for each shape of inputs.
 
@@ -129,28 +141,27 @@ class Program:
         """
         return self._run_forward(inputs, others, ())[0]
 
-    def forward_and_keep(
-        self, inputs: Sequence[Tensor], others: Sequence[Tensor], wanted: tuple[int, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The output, and those products that the gradient of the wanted inputs and the adapters needs."""
-        kept = self._gradient(_outlines(inputs), wanted, keep=True).kept
-        output, *products = self._run_forward(inputs, others, kept)
-        return output, tuple(products)
+    def forward_and_save(
+        self, inputs: Sequence[Tensor], others: Sequence[Tensor], wanted: tuple[int, ...], keep: bool
+    ) -> tuple[Tensor, Saved]:
+        """The output, and what the gradient of the wanted inputs and the adapters needs.
 
-    def gradients(
-        self,
-        inputs: Sequence[Tensor],
-        others: Sequence[Tensor],
-        wanted: tuple[int, ...],
-        kept: tuple[Tensor, ...] | None,
-        d_output: Tensor,
-    ) -> tuple[Tensor, ...]:
+        With ``keep`` those are results of the block's products; without, they are computed again from the inputs.
+        """
+        gradient = self._gradient(_outlines(inputs), wanted, keep)
+        output, *products = self._run_forward(inputs, others, gradient.kept)
+        read = tuple(x if i in gradient.function.used else None for i, x in enumerate(inputs))
+        return output, Saved(gradient.function, read, tuple(products), tuple(p for p in products if p is not output))
+
+    def gradients(self, saved: Saved, others: Sequence[Tensor], d_output: Tensor) -> tuple[Tensor, ...]:
         """Gradient of each wanted input and, where the block has adapters, of its adapter vector.
 
-        ``kept`` is what ``forward_and_keep`` returned for the same inputs; with None, everything is computed again.
+        Args:
+            saved: what ``forward_and_save`` returned.
+            others: adapter vector, random key, weights.
+            d_output: gradient of the output.
         """
-        gradient = self._gradient(_outlines(inputs), wanted, keep=kept is not None)
-        return gradient.function([*inputs, *others, *(kept or ()), d_output])
+        return saved.gradient([*saved.inputs, *others, *saved.products, d_output])
 
     def footprint(self, inputs: tuple[Outline, ...]) -> tuple[Outline, int]:
         """The output's outline, and how many values are kept for the gradient of all inputs and adapters."""

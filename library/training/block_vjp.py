@@ -1,10 +1,13 @@
 """Gradients as a chain of block vector-Jacobian products.
 
-The forward pass keeps each block's inputs and, of a share of the blocks, the results of their products. The backward
-pass walks the calls in reverse: one compiled function per block returns the gradients of its inputs and adapters, and
-computes again what was not kept. With a share of 0 this is gradient checkpointing at block grain.
+The forward pass keeps of each block the inputs that its gradient reads and, of a share of the blocks, the results of
+their products. The backward pass walks the calls in reverse: one compiled function per block returns the gradients of
+its inputs and adapters, and computes again what was not kept. With a share of 0 this is gradient checkpointing at block
+grain.
 """
 
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +15,15 @@ from mindspore import Tensor
 
 from library.device.graph_code import release
 from library.models.block import Block
-from library.models.program import BoundBlock, Forward
+from library.models.program import BoundBlock, Forward, Saved
 
 
 @dataclass(frozen=True, eq=False)
 class _Call:
     bound: BoundBlock
-    inputs: tuple[Tensor, ...]
-    output: Tensor
-    wanted: tuple[int, ...]
-    """Which inputs depend on something that is trained."""
-    kept: tuple[Tensor, ...] | None
-    """Results of its products; None if they are to be computed again."""
+    makers: Mapping[int, int]
+    """Inputs that depend on something that is trained, and the number of the call that made each."""
+    saved: Saved
 
 
 class BlockTape(Forward):
@@ -37,24 +37,26 @@ class BlockTape(Forward):
     def __init__(self, *args: Any, keep: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._calls: list[_Call] = []
-        self._trained: set[int] = set()
+        self._made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        """Identity of an output -> the output, while somebody has it, and the number of its call."""
         self._keep = keep
         self._keepers = 0
 
     def __call__(self, block: Block, *inputs: Tensor) -> Tensor:
         """Apply one block; remembered only if something that is trained flows into or out of it."""
         bound = self.bound[block]
-        wanted = tuple(i for i, x in enumerate(inputs) if id(x) in self._trained)
-        if not wanted and bound.segment is None:
+        makers = {i: call for i, x in enumerate(inputs) if (call := self._maker(x)) is not None}
+        if not makers and bound.segment is None:
             return super().__call__(block, *inputs)
-        kept = None
-        if self._is_turn():
-            output, kept = bound.program.forward_and_keep(inputs, self.others(bound), wanted)
-        else:
-            output = super().__call__(block, *inputs)
-        self._calls.append(_Call(bound, inputs, output, wanted, kept))
-        self._trained.add(id(output))
+        output, saved = bound.program.forward_and_save(inputs, self.others(bound), tuple(makers), self._is_turn())
+        self._made[id(output)] = weakref.ref(output), len(self._calls)
+        self._calls.append(_Call(bound, makers, saved))
         return output
+
+    def _maker(self, x: Tensor) -> int | None:
+        """The number of the call that made a tensor. Identities of tensors that are gone are given to new ones."""
+        made = self._made.get(id(x))
+        return made[1] if made is not None and made[0]() is x else None
 
     def _is_turn(self) -> bool:
         """Whether the next block keeps its products, so that their share comes out."""
@@ -71,20 +73,19 @@ class BlockTape(Forward):
             segment -> gradient of its vector; a segment that no call used is absent. The tape is empty afterwards.
         """
         grads: dict[int, Tensor] = {}
-        flowing = {id(self._calls[-1].output): d_output}
+        flowing = {len(self._calls) - 1: d_output}
         while self._calls:
             call = self._calls.pop()
-            d_out = flowing.pop(id(call.output), None)
+            d_out = flowing.pop(len(self._calls), None)
             if d_out is None:
                 continue
-            bound = call.bound
-            gradients = bound.program.gradients(call.inputs, self.others(bound), call.wanted, call.kept, d_out)
-            release(product for product in call.kept or () if product is not call.output)
-            for i, d_input in zip(call.wanted, gradients, strict=False):
-                source = id(call.inputs[i])
-                flowing[source] = flowing[source] + d_input if source in flowing else d_input
-            if bound.segment is not None:
+            gradients = call.bound.program.gradients(call.saved, self.others(call.bound), d_out)
+            release(call.saved.own)
+            for maker, d_input in zip(call.makers.values(), gradients, strict=False):
+                flowing[maker] = flowing[maker] + d_input if maker in flowing else d_input
+            segment = call.bound.segment
+            if segment is not None:
                 d_theta = gradients[-1]
-                grads[bound.segment] = grads[bound.segment] + d_theta if bound.segment in grads else d_theta
-        self._trained.clear()
+                grads[segment] = grads[segment] + d_theta if segment in grads else d_theta
+        self._made.clear()
         return grads

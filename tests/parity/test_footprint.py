@@ -32,7 +32,7 @@ class CountingTape(BlockTape):
         """Apply one block."""
         before = len(self._calls)
         output = super().__call__(block, *inputs)
-        kept = sum(x.size for call in self._calls[before:] for x in call.kept or ())
+        kept = sum(x.size for call in self._calls[before:] for x in call.saved.products)
         self.counts.append((block, output.size, kept))
         return output
 
