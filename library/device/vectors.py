@@ -1,6 +1,8 @@
-"""Long vectors: their length, and changing it."""
+"""Long vectors: their length, changing it, and their parts."""
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from mindspore import Tensor, ops
@@ -28,3 +30,15 @@ def scaled(vector: Tensor, factor: float) -> Tensor:
     array = vector.asnumpy()
     np.multiply(array, np.float32(factor), out=array)
     return vector if vector.data_ptr() == array.ctypes.data else Tensor(array)
+
+
+def parts_of(vector: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """Consecutive parts of a vector [N], of sizes that add up to N. On a CPU they share its memory.
+
+    MindSpore's own views are copied each time that a graph or a kernel is given one.
+    """
+    array = vector.asnumpy() if ON_HOST else None
+    if array is None or vector.data_ptr() != array.ctypes.data:
+        return tuple(ops.split(vector, list(sizes)))
+    ends = itertools.accumulate(sizes)
+    return tuple(Tensor.from_numpy(array[end - size : end]) for size, end in zip(sizes, ends, strict=True))

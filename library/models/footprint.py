@@ -19,13 +19,15 @@ Shapes = Mapping[str, Mapping[str, Shape]]
 FLOAT = "Float32"
 
 
-@dataclass(frozen=True)
+@dataclass
 class BlockValues:
     """Numbers of values around one block."""
 
     output: int
     kept: int
     """Results of its products, for a gradient that does not compute them again."""
+    is_read: bool = False
+    """Whether another block's gradient reads the output even where products are kept."""
 
 
 @dataclass
@@ -36,6 +38,8 @@ class Footprint:
     adapters: Mapping[Block, tuple[AdapterEntry, ...]]
     """The adapters of each block that has any."""
     blocks: list[BlockValues] = field(default_factory=list)
+    _outputs: dict[int, tuple[Outline, BlockValues]] = field(default_factory=dict)
+    """Identity of an output -> itself, and the block that it is of."""
 
     def __call__(self, block: Block, *inputs: Outline | Tensor) -> Outline:
         """The outline of a block's output."""
@@ -44,6 +48,11 @@ class Footprint:
             for name in block.names
         )
         kind = program(block.function, weights, self.adapters.get(block, ()), True)
-        output, kept = kind.footprint(tuple(x if isinstance(x, Outline) else Outline.of(x) for x in inputs))
-        self.blocks.append(BlockValues(output.size, kept))
+        values = kind.footprint(tuple(x if isinstance(x, Outline) else Outline.of(x) for x in inputs))
+        for i in values.read:
+            if id(inputs[i]) in self._outputs:
+                self._outputs[id(inputs[i])][1].is_read = True
+        output = Outline(*values.output)  # one of its own for each call
+        self.blocks.append(BlockValues(output.size, values.kept))
+        self._outputs[id(output)] = output, self.blocks[-1]
         return output

@@ -108,6 +108,16 @@ class Saved:
     """The products that nobody else will read: not the output."""
 
 
+class CallValues(NamedTuple):
+    """What a call leaves behind for its gradient, from shapes alone."""
+
+    output: Outline
+    kept: int
+    """Values of the products that are kept."""
+    read: tuple[int, ...]
+    """Which inputs the gradient reads beside them."""
+
+
 class Program:
     """The forward pass of a kind of block, and its vector-Jacobian products. Made once for each shape of inputs.
 
@@ -130,7 +140,7 @@ class Program:
         self._pieces = tuple((slot.shape, slot.factor) for slot in self._slots)
         self._forwards: dict[Any, GraphFunction] = {}
         self._gradients: dict[Any, _Gradient] = {}
-        self._footprints: dict[tuple[Outline, ...], tuple[Outline, int]] = {}
+        self._footprints: dict[tuple[Outline, ...], CallValues] = {}
 
     def forward(self, inputs: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
         """The block's output.
@@ -163,14 +173,15 @@ class Program:
         """
         return saved.gradient([*saved.inputs, *others, *saved.products, d_output])
 
-    def footprint(self, inputs: tuple[Outline, ...]) -> tuple[Outline, int]:
-        """The output's outline, and how many values are kept for the gradient of all inputs and adapters."""
+    def footprint(self, inputs: tuple[Outline, ...]) -> CallValues:
+        """What is left behind for the gradient of all inputs and adapters, where products are kept."""
         if inputs not in self._footprints:
             wanted = tuple(i for i, x in enumerate(inputs) if x.dtype != _WHOLE)
             traced = self._trace(inputs, known=True)
-            _, _, kept = self._differentiate(traced, wanted)
+            _, _, used = self._differentiate(traced, wanted)
             output = Outline(traced.output.shape, str(traced.output.dtype))
-            self._footprints[inputs] = output, sum(traced.known[i].size for i in kept)
+            kept = sum(traced.known[i].size for i in _places(traced.known, used))
+            self._footprints[inputs] = CallValues(output, kept, _places(traced.inputs, used))
         return self._footprints[inputs]
 
     def _run_forward(
@@ -188,7 +199,8 @@ class Program:
         key = (inputs, wanted, keep)
         if key not in self._gradients:
             traced = self._trace(inputs, known=keep)
-            d_output, results, kept = self._differentiate(traced, wanted)
+            d_output, results, used = self._differentiate(traced, wanted)
+            kept = _places(traced.known, used)
             arguments = (*traced.inputs, *traced.others, *(traced.known[i] for i in kept), d_output)
             function = GraphFunction(traced.trace, arguments, results, self._compiled)
             self._gradients[key] = _Gradient(function, kept)
@@ -225,21 +237,23 @@ class Program:
         others = (theta, key, *weights.values())
         return _Traced(trace, inputs, others, pieces, output, tuple(products), tuple(stand_ins))
 
-    def _differentiate(
-        self, traced: _Traced, wanted: tuple[int, ...]
-    ) -> tuple[Value, tuple[Value, ...], tuple[int, ...]]:
-        """The output's gradient as an input, what is made of it, and which known products that takes."""
+    def _differentiate(self, traced: _Traced, wanted: tuple[int, ...]) -> tuple[Value, tuple[Value, ...], set[int]]:
+        """The output's gradient as an input, what is made of it, and the identities of all values that this reads."""
         d_output = traced.trace.input(traced.output.shape, traced.output.dtype)
         sources = (*(traced.inputs[i] for i in wanted), *traced.pieces)
         results = traced.trace.gradients(traced.output, d_output, sources)
         if traced.pieces:
             results = (*results[: len(wanted)], kernels.join_flat(results[len(wanted) :], self._pieces))
-        used = {id(x) for node in needed_nodes(traced.trace, results) for x in node.inputs}
-        return d_output, results, tuple(i for i, x in enumerate(traced.known) if id(x) in used)
+        return d_output, results, {id(x) for node in needed_nodes(traced.trace, results) for x in node.inputs}
 
 
 def _outlines(tensors: Sequence[Tensor]) -> tuple[Outline, ...]:
     return tuple(Outline.of(tensor) for tensor in tensors)
+
+
+def _places(values: Sequence[Value], identities: set[int]) -> tuple[int, ...]:
+    """Which of the values are among those identities."""
+    return tuple(i for i, x in enumerate(values) if id(x) in identities)
 
 
 program = functools.cache(Program)

@@ -124,6 +124,7 @@ def estimate_memory(setup: MemorySetup) -> MemoryEstimate:
     size = {part: setup.value_bytes * sum(map(math.prod, shapes.values())) for part, shapes in setup.shapes.items()}
     text, vae = size["te1"] + size["te2"], setup.vae_values * FLOAT_BYTES
     outputs, kept = sum(block.output for block in blocks), sum(block.kept for block in blocks)
+    passed_on = sum(block.output for block in blocks if not block.is_read)  # read again by blocks that keep nothing
     vector = FLOAT_BYTES * setup.trained_values
     return MemoryEstimate(
         {
@@ -132,7 +133,7 @@ def estimate_memory(setup: MemorySetup) -> MemoryEstimate:
             "VAE": vae,
             "what is trained, and its gradients": (VECTORS + setup.accumulates) * vector,
             "optimizer": OPTIMIZER_VECTORS * vector,
-            "activations kept for the gradient": (outputs + setup.kept_share * kept) * setup.value_bytes,
+            "activations kept for the gradient": (outputs + setup.kept_share * (kept - passed_on)) * setup.value_bytes,
             "intermediate results": POOL * outputs * setup.value_bytes,
             "libraries and compiled blocks": LIBRARIES,
         },

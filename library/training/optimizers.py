@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from mindspore import Tensor, ops
 
-from library.device.vectors import scaled, sum_of_squares
+from library.device.vectors import parts_of, scaled, sum_of_squares
 
 State = tuple[Tensor, ...]
 CLIP_EPS = 1e-6
@@ -121,7 +121,7 @@ class FlatOptimizer:
             grad_scale *= min(1.0, max_norm / (norm + CLIP_EPS))
         if grad_scale != 1.0:
             grad = scaled(grad, grad_scale)
-        grads = ops.split(grad, self.sizes)
+        grads = parts_of(grad, self.sizes)
         for theta, part, rate, state in zip(thetas, grads, self._rates, self._states, strict=True):
             self._rule.update(theta, part, rate * lr_factor, self.steps, state)
         return norm

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
+from library.device.vectors import parts_of
 from library.models.block import Block
 from library.models.program import AdapterEntry, slots_of
 
@@ -84,14 +85,14 @@ class Trainable:
         self.network.tensors.update({key: value.copy() for key, value in self.unpack(vector).items()})
 
     def split(self, *vectors: Tensor) -> tuple[Tensor, ...]:
-        """The segments of a vector on the device, or of the vectors that ``runs`` cut it into."""
+        """The segments of a vector on the device, or of the vectors that ``runs`` cut it into; see ``parts_of``."""
         sizes = iter(segment.size for segment in self.segments)
         segments: list[Tensor] = []
         for vector in vectors:
             inside: list[int] = []
             while sum(inside) < vector.size:
                 inside.append(next(sizes))
-            segments += ops.split(vector, inside)
+            segments += parts_of(vector, inside)
         return tuple(segments)
 
     def runs(self, value_of: Mapping[str, float]) -> list[tuple[int, float]]:

@@ -27,6 +27,7 @@ class CountingTape(BlockTape):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.counts: list[tuple[Block, int, int]] = []
+        self.outputs: dict[int, Tensor] = {}
 
     def __call__(self, block: Block, *inputs: Tensor) -> Tensor:
         """Apply one block."""
@@ -34,6 +35,7 @@ class CountingTape(BlockTape):
         output = super().__call__(block, *inputs)
         kept = sum(x.size for call in self._calls[before:] for x in call.saved.products)
         self.counts.append((block, output.size, kept))
+        self.outputs[id(output)] = output
         return output
 
 
@@ -60,3 +62,6 @@ def test_outputs_and_kept_products_are_counted_from_shapes() -> None:
     assert (counted.pop(first_res), measured.pop(first_res)) == ((16384, 2 * 16448), (16384, 16448))
     assert (counted.pop(time), measured.pop(time)) == ((256, 512), (256, 256))
     assert counted == measured
+    held = {id(x): x.size for call in tape._calls for x in call.saved.inputs if x is not None and id(x) in tape.outputs}
+    assert sum(held.values()) == sum(block.output for block in run.blocks if block.is_read)
+    assert 0 < len(held) < len(run.blocks) / 2  # rows between transformer blocks are not held
