@@ -10,7 +10,8 @@ anything is traced.
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -465,36 +466,37 @@ def upsample_nearest_2x(x_BCHW: Value) -> Value:
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------
-Pieces = tuple[tuple[Shape, float], ...]
-"""How a flat vector is laid out: of each tensor in it the shape, and a factor by which it is multiplied when used."""
+@dataclass(frozen=True)
+class Stack:
+    """Trained tensors that are alike, one behind the other along their first axis."""
+
+    count: int
+    shape: Shape
+    """Of one of them."""
+    factor: float
+    """What they are multiplied by before they are used."""
+
+    @property
+    def whole_shape(self) -> Shape:
+        """The shape of all of them together."""
+        return (self.count * self.shape[0], *self.shape[1:])
 
 
-def split_flat(flat: Value, pieces: Pieces) -> tuple[Value, ...]:
-    """A flat vector into scaled tensors, neighbours of equal shape and factor by one operation."""
-    tensors: list[Value] = []
-    start = 0
-    for (shape, factor), count in _runs(pieces):
-        length = count * math.prod(shape)
-        run = op.narrow(flat, 0, start, length).reshape(count * shape[0], *shape[1:])
-        tensors += op.split(_scaled(run, factor), 0, count)
-        start += length
-    return tuple(tensors)
+def split_stacks(tensors: Sequence[Value], stacks: Sequence[Stack]) -> tuple[Value, ...]:
+    """The scaled tensors that stacks consist of, those of a stack by one operation."""
+    split = (op.split(_scaled(x, stack.factor), 0, stack.count) for x, stack in zip(tensors, stacks, strict=True))
+    return tuple(itertools.chain.from_iterable(split))
 
 
-def join_flat(gradients: tuple[Value, ...], pieces: Pieces) -> Value:
-    """The flat vector's gradient from those of the tensors that ``split_flat`` made of it."""
-    runs: list[Value] = []
-    start = 0
-    for (_, factor), count in _runs(pieces):
-        run = op.concat(gradients[start : start + count], 0)
-        runs.append(_scaled(run, factor).reshape(-1))
-        start += count
-    return op.concat(tuple(runs), 0)
+def join_stacks(gradients: Sequence[Value], stacks: Sequence[Stack]) -> Value:
+    """The gradient of all stacks as one vector, from those of the tensors that ``split_stacks`` made of them."""
+    remaining = iter(gradients)
+    flat = []
+    for stack in stacks:
+        joined = op.concat(tuple(itertools.islice(remaining, stack.count)), 0)
+        flat.append(_scaled(joined, stack.factor).reshape(-1))
+    return op.concat(tuple(flat), 0)
 
 
-def _runs(pieces: Pieces) -> list[tuple[tuple[Shape, float], int]]:
-    return [(kind, len(list(equal))) for kind, equal in itertools.groupby(pieces)]
-
-
-def _scaled(run: Value, factor: float) -> Value:
-    return run if factor == 1.0 else run * factor
+def _scaled(x: Value, factor: float) -> Value:
+    return x if factor == 1.0 else x * factor

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor, ops
 
+from library.device.values import Shape
+
 ON_HOST = False
 """Compute with NumPy on the tensor's own memory; set for a CPU, where MindSpore takes up to ten times as long."""
 _HOST_CHUNK = 1 << 13
@@ -32,13 +34,15 @@ def scaled(vector: Tensor, factor: float) -> Tensor:
     return vector if vector.data_ptr() == array.ctypes.data else Tensor(array)
 
 
-def parts_of(vector: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """Consecutive parts of a vector [N], of sizes that add up to N. On a CPU they share its memory.
+def parts_of(vector: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    """Consecutive parts of a vector [N], in shapes that take up N values together. On a CPU they share its memory.
 
     MindSpore's own views are copied each time that a graph or a kernel is given one.
     """
+    sizes = [math.prod(shape) for shape in shapes]
     array = vector.asnumpy() if ON_HOST else None
     if array is None or vector.data_ptr() != array.ctypes.data:
-        return tuple(ops.split(vector, list(sizes)))
+        return tuple(part.reshape(shape) for part, shape in zip(ops.split(vector, sizes), shapes, strict=True))
     ends = itertools.accumulate(sizes)
-    return tuple(Tensor.from_numpy(array[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+    parts = (array[end - size : end] for size, end in zip(sizes, ends, strict=True))
+    return tuple(Tensor.from_numpy(part.reshape(shape)) for part, shape in zip(parts, shapes, strict=True))

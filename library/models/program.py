@@ -1,21 +1,22 @@
 """Compiling blocks: one program per kind of block, shared by every block of that kind.
 
-A program takes the block's inputs, one flat vector with all its adapter tensors, a random key, and its frozen weights;
+A program takes the block's inputs, its adapters' tensors (those alike as one), a random key, and its frozen weights;
 all of them are inputs of the compiled graph, so equal blocks never compile twice (docs/decisions/0002, 0006).
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor
 
 from library.device import kernels
 from library.device.graph_code import GraphFunction, needed_nodes
+from library.device.kernels import Stack
 from library.device.random import key_tensor
 from library.device.values import Shape, Trace, Value
 from library.models.block import Block, Layers
@@ -25,7 +26,7 @@ AdapterEntry = tuple[str, Any]
 
 
 class Slot(NamedTuple):
-    """The place of one adapter tensor in its block's flat vector."""
+    """One of a block's adapter tensors."""
 
     adapter: int
     """Which of the block's adapters."""
@@ -36,7 +37,7 @@ class Slot(NamedTuple):
 
 
 def slots_of(adapters: tuple[AdapterEntry, ...]) -> tuple[Slot, ...]:
-    """A block's adapter tensors in the order of its flat vector: those alike are neighbours, to be cut as one."""
+    """A block's adapter tensors in the order in which they are trained: those alike are neighbours."""
     slots = [
         Slot(i, suffix, shape, adapter.factors().get(suffix, 1.0))
         for i, (_, adapter) in enumerate(adapters)
@@ -44,6 +45,12 @@ def slots_of(adapters: tuple[AdapterEntry, ...]) -> tuple[Slot, ...]:
     ]
     kinds = list(dict.fromkeys((slot.shape, slot.factor) for slot in slots))
     return tuple(sorted(slots, key=lambda slot: kinds.index((slot.shape, slot.factor))))
+
+
+def stacks_of(slots: Sequence[Slot]) -> tuple[Stack, ...]:
+    """The stacks that a block's adapter tensors form."""
+    alike = itertools.groupby((slot.shape, slot.factor) for slot in slots)
+    return tuple(Stack(len(list(equal)), *kind) for kind, equal in alike)
 
 
 class Outline(NamedTuple):
@@ -79,9 +86,9 @@ class _Traced:
     trace: Trace
     inputs: tuple[Value, ...]
     others: tuple[Value, ...]
-    """Adapter vector, random key, weights."""
+    """Stacks of adapter tensors, random key, weights."""
     pieces: tuple[Value, ...]
-    """The tensors that the adapter vector was cut into."""
+    """The adapter tensors that the stacks were cut into."""
     output: Value
     products: tuple[Value, ...]
     """Results that a gradient can be given, in the order of their computation."""
@@ -137,7 +144,7 @@ class Program:
     ) -> None:
         self._function, self._weights, self._adapters, self._compiled = function, weights, adapters, compiled
         self._slots = slots_of(adapters)
-        self._pieces = tuple((slot.shape, slot.factor) for slot in self._slots)
+        self._stacks = stacks_of(self._slots)
         self._forwards: dict[Any, GraphFunction] = {}
         self._gradients: dict[Any, _Gradient] = {}
         self._footprints: dict[tuple[Outline, ...], CallValues] = {}
@@ -147,7 +154,7 @@ class Program:
 
         Args:
             inputs: what flows in.
-            others: adapter vector, random key, weights.
+            others: stacks of adapter tensors, random key, weights.
         """
         return self._run_forward(inputs, others, ())[0]
 
@@ -164,11 +171,11 @@ class Program:
         return output, Saved(gradient.function, read, tuple(products), tuple(p for p in products if p is not output))
 
     def gradients(self, saved: Saved, others: Sequence[Tensor], d_output: Tensor) -> tuple[Tensor, ...]:
-        """Gradient of each wanted input and, where the block has adapters, of its adapter vector.
+        """Gradient of each wanted input and, where the block has adapters, of all their tensors as one vector.
 
         Args:
             saved: what ``forward_and_save`` returned.
-            others: adapter vector, random key, weights.
+            others: stacks of adapter tensors, random key, weights.
             d_output: gradient of the output.
         """
         return saved.gradient([*saved.inputs, *others, *saved.products, d_output])
@@ -210,10 +217,10 @@ class Program:
         """Run the block function on values; with ``known``, products are inputs."""
         trace = Trace()
         inputs = tuple(outline.value_in(trace) for outline in outlines)
-        theta = trace.input((sum(math.prod(slot.shape) for slot in self._slots) or NO_THETA.size,), ms.float32)
+        thetas = [trace.input(stack.whole_shape, ms.float32) for stack in self._stacks]
         key = trace.input((), ms.int32)
         weights = {name: outline.value_in(trace) for name, outline in self._weights}
-        pieces = kernels.split_flat(theta, self._pieces)
+        pieces = kernels.split_stacks(thetas, self._stacks)
         adapters = {
             layer: functools.partial(
                 adapter.apply,
@@ -234,7 +241,7 @@ class Program:
             return stand_in
 
         output = self._function(*inputs, Layers(weights, adapters, key, outlines[0].shape[0], product))
-        others = (theta, key, *weights.values())
+        others = (*thetas, key, *weights.values())
         return _Traced(trace, inputs, others, pieces, output, tuple(products), tuple(stand_ins))
 
     def _differentiate(self, traced: _Traced, wanted: tuple[int, ...]) -> tuple[Value, tuple[Value, ...], set[int]]:
@@ -243,7 +250,7 @@ class Program:
         sources = (*(traced.inputs[i] for i in wanted), *traced.pieces)
         results = traced.trace.gradients(traced.output, d_output, sources)
         if traced.pieces:
-            results = (*results[: len(wanted)], kernels.join_flat(results[len(wanted) :], self._pieces))
+            results = (*results[: len(wanted)], kernels.join_stacks(results[len(wanted) :], self._stacks))
         return d_output, results, {id(x) for node in needed_nodes(traced.trace, results) for x in node.inputs}
 
 
@@ -261,10 +268,6 @@ program = functools.cache(Program)
 
 
 # --- blocks bound to weights ----------------------------------------------------------------------------------------
-NO_THETA = np.zeros(1, np.float32)
-"""Stands for the adapter vector of a block that has none."""
-
-
 @dataclass(frozen=True, eq=False)
 class BoundBlock:
     """A block with its program and weights, ready to be applied."""
@@ -272,7 +275,7 @@ class BoundBlock:
     program: Program
     frozen: tuple[Tensor, ...]
     segment: int | None
-    """Which segment of the trained vector is this block's, or None."""
+    """Which segment of what is trained is this block's, or None."""
 
 
 def bind(
@@ -293,28 +296,27 @@ class Forward:
 
     Args:
         bound: block -> its bound form, for every block that will be run.
-        segments: the adapter vector of each segment.
+        segments: the stacks of adapter tensors of each segment.
         keys: random key of each segment; without one, blocks get the key 0 (no dropout may be active then).
     """
 
     def __init__(
         self,
         bound: Mapping[Block, BoundBlock],
-        segments: tuple[Tensor, ...] = (),
+        segments: tuple[tuple[Tensor, ...], ...] = (),
         keys: tuple[Tensor, ...] | None = None,
     ) -> None:
         self.bound = bound
         self.segments = segments
         self.keys = keys
-        self.no_theta = Tensor(NO_THETA)
         self.no_key = key_tensor(0)
 
     def others(self, bound: BoundBlock) -> tuple[Tensor, ...]:
-        """What a block is given beside its inputs: adapter vector, random key, weights."""
+        """What a block is given beside its inputs: stacks of adapter tensors, random key, weights."""
         if bound.segment is None:
-            return self.no_theta, self.no_key, *bound.frozen
+            return self.no_key, *bound.frozen
         key = self.no_key if self.keys is None else self.keys[bound.segment]
-        return self.segments[bound.segment], key, *bound.frozen
+        return *self.segments[bound.segment], key, *bound.frozen
 
     def __call__(self, block: Block, *inputs: Tensor) -> Tensor:
         """Apply one block."""

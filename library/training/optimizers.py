@@ -121,7 +121,7 @@ class FlatOptimizer:
             grad_scale *= min(1.0, max_norm / (norm + CLIP_EPS))
         if grad_scale != 1.0:
             grad = scaled(grad, grad_scale)
-        grads = parts_of(grad, self.sizes)
+        grads = parts_of(grad, [(size,) for size in self.sizes])
         for theta, part, rate, state in zip(thetas, grads, self._rates, self._states, strict=True):
             self._rule.update(theta, part, rate * lr_factor, self.steps, state)
         return norm

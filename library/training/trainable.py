@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from mindspore import Tensor
 
+from library.device.kernels import Stack
 from library.device.vectors import parts_of
 from library.models.block import Block
-from library.models.program import AdapterEntry, slots_of
+from library.models.program import AdapterEntry, slots_of, stacks_of
 
 
 class TrainedNetwork(Protocol):
@@ -36,6 +37,8 @@ class Segment:
     keys: tuple[str, ...]
     """The network's key of each slot, in order."""
     shapes: tuple[tuple[int, ...], ...]
+    stacks: tuple[Stack, ...]
+    """What the block's program is given."""
     offset: int
     size: int
 
@@ -84,16 +87,17 @@ class Trainable:
         """Write a parameter vector back into the network."""
         self.network.tensors.update({key: value.copy() for key, value in self.unpack(vector).items()})
 
-    def split(self, *vectors: Tensor) -> tuple[Tensor, ...]:
-        """The segments of a vector on the device, or of the vectors that ``runs`` cut it into; see ``parts_of``."""
-        sizes = iter(segment.size for segment in self.segments)
-        segments: list[Tensor] = []
+    def split(self, *vectors: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        """What each segment's block is given, of a vector or those that ``runs`` cut it into; see ``parts_of``."""
+        segments = iter(self.segments)
+        split: list[tuple[Tensor, ...]] = []
         for vector in vectors:
-            inside: list[int] = []
-            while sum(inside) < vector.size:
-                inside.append(next(sizes))
-            segments += parts_of(vector, inside)
-        return tuple(segments)
+            inside: list[Segment] = []
+            while sum(segment.size for segment in inside) < vector.size:
+                inside.append(next(segments))
+            parts = iter(parts_of(vector, [stack.whole_shape for segment in inside for stack in segment.stacks]))
+            split += [tuple(itertools.islice(parts, len(segment.stacks))) for segment in inside]
+        return tuple(split)
 
     def runs(self, value_of: Mapping[str, float]) -> list[tuple[int, float]]:
         """Length and ``value_of[part]`` of each run of segments for which that is the same."""
@@ -119,4 +123,4 @@ def _segment(
     slots = slots_of(tuple(adapters))
     keys = tuple(f"{layer_names[slot.adapter]}.{slot.suffix}" for slot in slots)
     shapes = tuple(slot.shape for slot in slots)
-    return Segment(block, tuple(adapters), keys, shapes, offset, sum(map(math.prod, shapes)))
+    return Segment(block, tuple(adapters), keys, shapes, stacks_of(slots), offset, sum(map(math.prod, shapes)))

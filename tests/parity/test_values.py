@@ -10,6 +10,7 @@ from mindspore import dtype as mstype
 from library.device import kernels
 from library.device import operations as op
 from library.device.graph_code import GraphFunction, needed_nodes
+from library.device.kernels import Stack
 from library.device.values import Trace, Value, full, with_gradient
 from tests.parity.traced import gradients, value
 
@@ -149,15 +150,17 @@ def test_a_gradient_that_is_not_known_is_refused() -> None:
         gradients(op.erf, (ARRAYS["x"],), np.ones((4, 6), np.float32))
 
 
-def test_a_flat_vector_is_split_and_joined() -> None:
-    pieces = (((2, 3), 1.0), ((2, 3), 1.0), ((4,), 0.5), ((2, 1), 1.0))
+def test_stacks_are_split_and_joined() -> None:
+    stacks = (Stack(2, (2, 3), 1.0), Stack(1, (4,), 0.5), Stack(1, (2, 1), 1.0))
+    assert [stack.whole_shape for stack in stacks] == [(4, 3), (4,), (2, 1)]
     flat = np.arange(18, dtype=np.float32)
+    arrays = (flat[:12].reshape(4, 3), flat[12:16], flat[16:].reshape(2, 1))
     trace = Trace()
-    x = trace.input(flat.shape, mstype.float32)
-    tensors = kernels.split_flat(x, pieces)
-    outputs = (*tensors, kernels.join_flat(tensors, pieces))
-    *found, joined = (t.asnumpy() for t in GraphFunction(trace, (x,), outputs, True)((Tensor(flat),)))
+    inputs = [trace.input(array.shape, mstype.float32) for array in arrays]
+    tensors = kernels.split_stacks(inputs, stacks)
+    outputs = (*tensors, kernels.join_stacks(tensors, stacks))
+    *found, joined = (t.asnumpy() for t in GraphFunction(trace, inputs, outputs, True)([Tensor(a) for a in arrays]))
     expected = [flat[:6].reshape(2, 3), flat[6:12].reshape(2, 3), flat[12:16] * 0.5, flat[16:].reshape(2, 1)]
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
-    # The gradient of a scaled piece is scaled once more.
+    # The gradient of a scaled tensor is scaled once more.
     assert np.array_equal(joined, np.concatenate([flat[:12], flat[12:16] * 0.25, flat[16:]]))
