@@ -40,14 +40,14 @@ def setup() -> MemorySetup:
 
 @pytest.mark.parametrize(
     ("pixels", "kept_share", "measured_gb"),
-    [(256, 1.0, 12.92), (512, 0.0, 12.67), (512, 1.0, 14.61), (1024, 0.0, 13.79)],
+    [(256, 1.0, 12.71), (512, 0.0, 12.47), (512, 0.5, 13.70), (512, 1.0, 14.46), (1024, 0.0, 13.80)],
 )
 def test_the_estimate_is_near_measured_peaks(
     setup: MemorySetup, pixels: int, kept_share: float, measured_gb: float
 ) -> None:
     """Peaks of bench_step.py --size full --batch 1 --rank 16 (docs/performance.md)."""
     parts = estimate_memory(replace(setup, resolution=(pixels, pixels), kept_share=kept_share)).parts
-    assert sum(parts.values()) / GB == pytest.approx(measured_gb, rel=0.05)
+    assert sum(parts.values()) / GB == pytest.approx(measured_gb, rel=0.03)
 
 
 def test_the_whole_base_model_counts_at_the_start(setup: MemorySetup) -> None:
@@ -60,7 +60,7 @@ def test_the_whole_base_model_counts_at_the_start(setup: MemorySetup) -> None:
 
 def test_what_fits_is_only_told(setup: MemorySetup) -> None:
     lines = memory_lines(setup, 64 * GB)
-    assert lines[0].startswith("memory: about 15.") and "64.0 GB are free" in lines[0]
+    assert lines[0].startswith("memory: about 14.8 GB") and "64.0 GB are free" in lines[0]
     assert not any("help" in line for line in lines)
 
 

@@ -63,6 +63,23 @@ def test_the_usual_betas_are_not_rounded_away() -> None:
     np.testing.assert_allclose(theta.asnumpy(), -1e-3, rtol=1e-6)
 
 
+@pytest.mark.parametrize("on_host", [True, False])
+def test_parts_of_a_vector_are_its_memory_on_a_host_and_outlive_it(
+    on_host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "ON_HOST", on_host)
+    values = np.arange(1 << 20, dtype=np.float32)
+    vector = Tensor(values.copy())
+    shapes = [(7,), (3, 100), (values.size - 307,)]
+    parts = vectors.parts_of(vector, shapes)
+    assert (parts[1].data_ptr() == vector.data_ptr() + 4 * 7) or not on_host
+    del vector
+    others = [Tensor(np.full(values.size, -1.0, np.float32)) for _ in range(8)]  # would take memory that is free
+    assert [part.shape for part in parts] == shapes
+    assert np.array_equal(np.concatenate([part.asnumpy().ravel() for part in parts]), values)
+    assert all((other.asnumpy() == -1.0).all() for other in others)
+
+
 def gradients_and_start() -> tuple[list[np.ndarray], np.ndarray]:
     rng = np.random.default_rng(3)
     first = rng.standard_normal(SIZE).astype(np.float32)
