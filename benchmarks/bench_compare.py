@@ -1,7 +1,7 @@
 """Run bench_step.py and bench_torch_peer.py in turn and print the ratio of their step times.
 
 python benchmarks/bench_compare.py --peer_python PEER_VENV/bin/python --rounds 3 --size full --pixels 512 --batch 1 \
-    --rank 16 --checkpointing on --keep 1 --steps 2 --warmup 0
+    --rank 16 --checkpointing on --keep 1 --steps 3
 """
 
 import argparse
