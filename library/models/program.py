@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import mindspore as ms
 from mindspore import Tensor
 
-from library.device import kernels
 from library.device.graph_code import GraphFunction, needed_nodes
-from library.device.kernels import Stack
 from library.device.random import key_tensor
+from library.device.stacks import Stack, join_stacks, split_stacks
 from library.device.values import Shape, Trace, Value
 from library.models.block import Block, Layers
 
@@ -220,7 +219,7 @@ class Program:
         thetas = [trace.input(stack.whole_shape, ms.float32) for stack in self._stacks]
         key = trace.input((), ms.int32)
         weights = {name: outline.value_in(trace) for name, outline in self._weights}
-        pieces = kernels.split_stacks(thetas, self._stacks)
+        pieces = split_stacks(thetas, self._stacks)
         adapters = {
             layer: functools.partial(
                 adapter.apply,
@@ -250,7 +249,7 @@ class Program:
         sources = (*(traced.inputs[i] for i in wanted), *traced.pieces)
         results = traced.trace.gradients(traced.output, d_output, sources)
         if traced.pieces:
-            results = (*results[: len(wanted)], kernels.join_stacks(results[len(wanted) :], self._stacks))
+            results = (*results[: len(wanted)], join_stacks(results[len(wanted) :], self._stacks))
         return d_output, results, {id(x) for node in needed_nodes(traced.trace, results) for x in node.inputs}
 
 

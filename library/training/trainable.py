@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from mindspore import Tensor
 
-from library.device.kernels import Stack
+from library.device.stacks import Stack
 from library.device.vectors import parts_of
 from library.models.block import Block
 from library.models.program import AdapterEntry, slots_of, stacks_of

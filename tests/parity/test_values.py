@@ -10,7 +10,7 @@ from mindspore import dtype as mstype
 from library.device import kernels
 from library.device import operations as op
 from library.device.graph_code import GraphFunction, needed_nodes
-from library.device.kernels import Stack
+from library.device.stacks import Stack, join_stacks, split_stacks
 from library.device.values import Trace, Value, full, with_gradient
 from tests.parity.traced import gradients, value
 
@@ -157,8 +157,8 @@ def test_stacks_are_split_and_joined() -> None:
     arrays = (flat[:12].reshape(4, 3), flat[12:16], flat[16:].reshape(2, 1))
     trace = Trace()
     inputs = [trace.input(array.shape, mstype.float32) for array in arrays]
-    tensors = kernels.split_stacks(inputs, stacks)
-    outputs = (*tensors, kernels.join_stacks(tensors, stacks))
+    tensors = split_stacks(inputs, stacks)
+    outputs = (*tensors, join_stacks(tensors, stacks))
     *found, joined = (t.asnumpy() for t in GraphFunction(trace, inputs, outputs, True)([Tensor(a) for a in arrays]))
     expected = [flat[:6].reshape(2, 3), flat[6:12].reshape(2, 3), flat[12:16] * 0.5, flat[16:].reshape(2, 1)]
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))

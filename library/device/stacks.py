@@ -1,0 +1,44 @@
+"""Trained tensors that are alike as one: a graph is given fewer inputs, and splits and joins them by fewer operations."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from library.device import operations as op
+from library.device.values import Shape, Value
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Trained tensors that are alike, one behind the other along their first axis."""
+
+    count: int
+    shape: Shape
+    """Of one of them."""
+    factor: float
+    """What they are multiplied by before they are used."""
+
+    @property
+    def whole_shape(self) -> Shape:
+        """The shape of all of them together."""
+        return (self.count * self.shape[0], *self.shape[1:])
+
+
+def split_stacks(tensors: Sequence[Value], stacks: Sequence[Stack]) -> tuple[Value, ...]:
+    """The scaled tensors that stacks consist of, those of a stack by one operation."""
+    split = (op.split(_scaled(x, stack.factor), 0, stack.count) for x, stack in zip(tensors, stacks, strict=True))
+    return tuple(itertools.chain.from_iterable(split))
+
+
+def join_stacks(gradients: Sequence[Value], stacks: Sequence[Stack]) -> Value:
+    """The gradient of all stacks as one vector, from those of the tensors that ``split_stacks`` made of them."""
+    remaining = iter(gradients)
+    flat = []
+    for stack in stacks:
+        joined = op.concat(tuple(itertools.islice(remaining, stack.count)), 0)
+        flat.append(_scaled(joined, stack.factor).reshape(-1))
+    return op.concat(tuple(flat), 0)
+
+
+def _scaled(x: Value, factor: float) -> Value:
+    return x if factor == 1.0 else x * factor
