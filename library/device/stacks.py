@@ -1,4 +1,4 @@
-"""Trained tensors that are alike as one: a graph is given fewer inputs, and splits and joins them by fewer operations."""
+"""Trained tensors that are alike as one: fewer inputs of a graph, and fewer operations to split and join them."""
 
 import itertools
 from collections.abc import Sequence
