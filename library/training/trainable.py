@@ -89,12 +89,10 @@ class Trainable:
 
     def split(self, *vectors: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         """What each segment's block is given, of a vector or those that ``runs`` cut it into; see ``parts_of``."""
-        segments = iter(self.segments)
+        starts = itertools.accumulate((vector.size for vector in vectors), initial=0)
         split: list[tuple[Tensor, ...]] = []
-        for vector in vectors:
-            inside: list[Segment] = []
-            while sum(segment.size for segment in inside) < vector.size:
-                inside.append(next(segments))
+        for vector, start in zip(vectors, starts, strict=False):
+            inside = [segment for segment in self.segments if start <= segment.offset < start + vector.size]
             parts = iter(parts_of(vector, [stack.whole_shape for segment in inside for stack in segment.stacks]))
             split += [tuple(itertools.islice(parts, len(segment.stacks))) for segment in inside]
         return tuple(split)
