@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from library.data.prompt_syntax import line_to_prompt_dict
+from library.data.text.prompt_syntax import line_to_prompt_dict
 from library.device.large_pages import restart_with_large_pages
 from library.runs.samplers import SAMPLER_HELP, find_sampler
 from library.settings.flag_groups import ComputeArgs, ModelArgs, RunArgs
@@ -20,7 +20,7 @@ from library.settings.log_setup import setup_logging
 if TYPE_CHECKING:  # imported late, so that --help and a wrong flag answer at once
     import numpy as np
 
-    from library.runs.sdxl_train_util import SdxlFamily, SdxlModel
+    from library.families.sdxl.family import SdxlFamily, SdxlModel
 
 logger = logging.getLogger("sdxl_minimal_inference")
 
@@ -149,10 +149,10 @@ def open_studio(args: argparse.Namespace, loras: list[tuple[Path, float]]) -> St
     Raises:
         ValueError: a file is missing, not whole, or does not fit.
     """
-    from library.data.tokenizer import sdxl_tokenizers
-    from library.device.device_utils import init_device
+    from library.data.text.tokenizer import sdxl_tokenizers
+    from library.device.setup import init_device
+    from library.families.sdxl.family import SdxlFamily, build_model
     from library.files.whole_file import ensure_writable
-    from library.runs.sdxl_train_util import SdxlFamily, build_model
     from networks import lora
     from networks.network_base import read_network_file
 

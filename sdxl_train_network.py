@@ -22,13 +22,13 @@ if TYPE_CHECKING:  # imported late, so that --help and a wrong flag answer at on
     from library.data.batch import Batch
     from library.data.dataset import TrainDataset
     from library.data.run_rng import RunRng
-    from library.device.device_utils import Device
-    from library.runs.checkpoint import Saver
+    from library.device.setup import Device
+    from library.families.sdxl.family import SdxlFamily, SdxlModel
     from library.runs.run_setup import Length
-    from library.runs.sdxl_train_util import SdxlFamily, SdxlModel
+    from library.runs.saver import Saver
     from library.training.noise_schedule import NoiseSchedule
     from library.training.optimizers import AdamW
-    from library.training.train_util import TrainStep
+    from library.training.step import TrainStep
 
 logger = logging.getLogger("sdxl_train_network")
 
@@ -72,9 +72,9 @@ def train(run: Run) -> Path:
     """
     from tqdm import tqdm
 
-    from library.runs.checkpoint import Progress
     from library.runs.interrupt import FirstInterrupt
     from library.runs.loss_average import LossAverage
+    from library.runs.saver import Progress
     from library.runs.shape_log import ShapeLog
 
     length, average, done = run.length, LossAverage(), 0
@@ -164,9 +164,9 @@ def read_data(args: TrainArgs) -> Data:
         ValueError: lists everything that is wrong with the data, or says what was asked for and cannot be done.
     """
     from library.data.run_rng import RunRng
-    from library.device.device_utils import init_device
+    from library.device.setup import init_device
+    from library.families.sdxl.family import SdxlFamily
     from library.runs import run_setup
-    from library.runs.sdxl_train_util import SdxlFamily
 
     seed = random.SystemRandom().randrange(2**32) if args.run.seed is None else args.run.seed
     rng = RunRng(seed)
@@ -209,10 +209,10 @@ def prepare(args: TrainArgs, data: Data) -> Run:
     """
     from library.runs import run_setup
     from library.runs.caching import build_cached_model
-    from library.runs.checkpoint import Saver
+    from library.runs.saver import Saver
     from library.training.noise_schedule import make_noise_schedule
-    from library.training.train_util import TrainStep
-    from library.training.trainable import Trainable
+    from library.training.step import TrainStep
+    from library.training.trained import Trainable
 
     rng, family, length = data.rng, data.family, data.length
     weights = family.load(args.model.pretrained_model_name_or_path, args.model.vae, args.model.te2_projection)

@@ -101,9 +101,9 @@ def drop_from_memory(path: Path) -> None:
 def measured(started: float, figures: Path) -> None:
     """Run the training command with clocks around its phases."""
     import sdxl_train_network
+    from library.families.sdxl.family import SdxlFamily
     from library.runs import caching
-    from library.runs.sdxl_train_util import SdxlFamily
-    from library.training.train_util import TrainStep
+    from library.training.step import TrainStep
 
     seconds = {"imports": round(time.time() - started, 2)}
     steps: list[float] = []

@@ -16,8 +16,8 @@ import numpy as np
 
 from benchmarks import measure
 from library.device.large_pages import restart_with_large_pages
+from library.families.sdxl.shapes import POSITIONS, SdxlConfig, unet_shapes
 from library.models.random_weights import tiny_weights
-from library.models.sdxl_spec import POSITIONS, SdxlConfig, unet_shapes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     from mindspore import Tensor, ops
 
-    from library.device.device_utils import init_device
+    from library.device.setup import init_device
 
     init_device("CPU")
 
@@ -63,13 +63,13 @@ def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[int], Calla
     """Pixels -> a call that does one whole training step: forward, gradients, clipping, update."""
     from mindspore import Tensor
 
-    from library.models import sdxl
-    from library.models.sdxl_model_util import SdxlWeights, lora_targets
+    from library.families.sdxl import forward as sdxl
+    from library.families.sdxl.checkpoint import SdxlWeights, lora_targets
     from library.models.unet import infer_unet_spec, unet_forward
     from library.models.weights import to_tensors
     from library.training.optimizers import AdamW, FlatOptimizer
-    from library.training.train_util import TrainStep
-    from library.training.trainable import Trainable
+    from library.training.step import TrainStep
+    from library.training.trained import Trainable
     from networks import lora
 
     generator = np.random.default_rng(0)

@@ -19,7 +19,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
 from benchmarks import measure
-from library.models.sdxl_spec import CHANNEL_MULT, POSITIONS, TRANSFORMER_DEPTH, SdxlConfig
+from library.families.sdxl.shapes import CHANNEL_MULT, POSITIONS, TRANSFORMER_DEPTH, SdxlConfig
 
 HEAD_WIDTH = 64
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]

@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from library.models.sdxl_spec import CHANNEL_MULT, POSITIONS, RES_BLOCKS, SdxlConfig, unet_shapes
+from library.families.sdxl.shapes import CHANNEL_MULT, POSITIONS, RES_BLOCKS, SdxlConfig, unet_shapes
 
 
 @dataclass(frozen=True)

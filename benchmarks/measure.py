@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.flops import unet_step_flops
-from library.models.sdxl_spec import FULL_SDXL, TINY_SDXL
+from library.families.sdxl.shapes import FULL_SDXL, TINY_SDXL
 
 SIZES = {"tiny": TINY_SDXL, "full": FULL_SDXL}
 MATMUL_SIDE = 2048

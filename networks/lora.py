@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from library.device import kernels
-from library.device.operations import at_least
-from library.device.random import keep_mask, uniform
-from library.device.values import Value
-from library.files.layer_target import LayerTarget
+from library.graphs import kernels
+from library.graphs.layer_target import LayerTarget
+from library.graphs.operations import at_least
+from library.graphs.random import keep_mask, uniform
+from library.graphs.values import Value
 from networks.network_base import AdaptedLayer, Network, check_all_fit, create_layers, group_by_layer, init_tensors
 
 DEFAULT_DIM = 4  # kohya's networks.lora

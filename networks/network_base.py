@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from library.device.mindspore_ckpt import load_ckpt
-from library.device.values import Value
-from library.files.layer_target import LayerTarget
 from library.files.safetensors_utils import SafetensorsFile
+from library.graphs.layer_target import LayerTarget
+from library.graphs.values import Value
 
 Tensors = dict[str, np.ndarray]
 MAX_LISTED = 8

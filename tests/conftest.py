@@ -35,6 +35,6 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def device() -> None:
     """MindSpore set up on the CPU; for tests that compute."""
-    from library.device.device_utils import init_device
+    from library.device.setup import init_device
 
     init_device("CPU")

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported
-    from library.models.sdxl_model_util import load_vae_weights
+    from library.families.sdxl.checkpoint import load_vae_weights
     from library.models.vae import load_vae, vae_digest
     from library.runs.caching import cache_latents
     from tools.cache_options import read_options, run_tool

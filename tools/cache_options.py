@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from library.data.dataset import TrainDataset
 from library.data.run_rng import RunRng
-from library.device.device_utils import Device, init_device
+from library.device.setup import Device, init_device
+from library.families.sdxl.family import SdxlFamily
 from library.runs.interrupt import INTERRUPTED
 from library.runs.run_setup import make_dataset
-from library.runs.sdxl_train_util import SdxlFamily
 from library.settings.arguments import TrainArgs, parse_train_args
 from library.settings.flag_groups import CacheArgs
 from library.settings.log_setup import setup_logging

@@ -19,9 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported
-    from library.models.sdxl_model_util import TextEncodersFile, load_weights
+    from library.families.sdxl.checkpoint import TextEncodersFile, load_weights
+    from library.families.sdxl.family import build_text_encoders
     from library.runs.caching import cache_text, describe_text_encoders, text_encoding
-    from library.runs.sdxl_train_util import build_text_encoders
     from tools.cache_options import read_options, run_tool
 
     def work(args, dataset, device) -> None:  # type: ignore[no-untyped-def]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from library.data.caption_cleaning import clean_caption, clean_tags, tags_behind_rating
-from library.data.metadata_table import Table, check_table_name, load_table, save_table
+from library.curation.caption_cleaning import clean_caption, clean_tags, tags_behind_rating
+from library.curation.metadata_table import Table, check_table_name, load_table, save_table
 from library.settings.counted import counted
 from library.settings.problems import raise_if_any
 from tools.folder_options import exit_status

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from library.data.dataset_import import IMAGE_FORMATS, KEEP, ImportedRow, ImportFolder
+from library.curation.dataset_import import IMAGE_FORMATS, KEEP, ImportedRow, ImportFolder
 from library.settings.counted import counted
 from library.settings.problems import raise_if_any
 from tools.folder_options import exit_status

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from library.data.image_tree import ImageTree, find_images
+from library.curation.image_tree import ImageTree, find_images
 from library.settings.counted import counted
 
 

@@ -14,11 +14,11 @@ from types import MappingProxyType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from library.families.sdxl.shapes import FULL_SDXL, TINY_SDXL, SdxlConfig, Shape, checkpoint_shapes
 from library.files.safetensors_header import TensorSpec, file_order
 from library.files.safetensors_utils import save_stream
 from library.files.whole_file import ensure_writable
 from library.models.random_weights import tiny_weights
-from library.models.sdxl_spec import FULL_SDXL, TINY_SDXL, SdxlConfig, Shape, checkpoint_shapes
 
 logger = logging.getLogger(__name__)
 

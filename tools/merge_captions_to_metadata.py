@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from library.data.metadata_merge import merge_text_files
-from library.data.metadata_table import check_table_name, load_table, save_table
+from library.curation.metadata_merge import merge_text_files
+from library.curation.metadata_table import check_table_name, load_table, save_table
 from library.settings.counted import counted
 from tools.folder_options import add_folder_options, exit_status, found_images
 

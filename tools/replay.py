@@ -76,7 +76,7 @@ def _replay_json(path: Path) -> list[Finding]:
 
 
 def _options(settings: Settings) -> Any:
-    from library.device.device_utils import init_device
+    from library.device.setup import init_device
     from tools.replay_base import ReplayOptions
 
     init_device(settings.device)

@@ -3,8 +3,8 @@
 import functools
 from dataclasses import dataclass
 
-from library.files.layer_target import LayerTarget
-from library.runs.sdxl_train_util import SdxlFamily, SdxlModel, build_model
+from library.families.sdxl.family import SdxlFamily, SdxlModel, build_model
+from library.graphs.layer_target import LayerTarget
 from tools.tiny_source import tiny_base
 
 

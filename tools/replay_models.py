@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
+from library.families.sdxl import forward as sdxl
+from library.families.sdxl.checkpoint import lora_targets
+from library.families.sdxl.family import SdxlFamily, SdxlModel, build_model
+from library.families.sdxl.forward import TextOutputs
 from library.files.safetensors_utils import SafetensorsFile
-from library.models import sdxl
-from library.models.sdxl import TextOutputs
-from library.models.sdxl_model_util import lora_targets
 from library.runs.sampling import guided, make_scheduler, sample_latents
-from library.runs.sdxl_train_util import SdxlFamily, SdxlModel, build_model
 from networks import lora
 from networks.network_base import Network, read_network_file
 from tools.replay_base import ReplayOptions, base_model

@@ -8,15 +8,15 @@ import numpy as np
 from mindspore import Tensor
 
 from library.data.run_rng import RunRng
+from library.families.sdxl.family import SdxlFamily
 from library.models.random_weights import lora_weights
 from library.models.unet import Run
 from library.runs import run_setup
-from library.runs.sdxl_train_util import SdxlFamily
 from library.settings.arguments import TrainArgs, UsageError, read_train_args
 from library.training.diffusion import DiffusionInputs, loss_weighting, noise_latents
 from library.training.noise_schedule import make_noise_schedule
-from library.training.train_util import TrainStep
-from library.training.trainable import Trainable
+from library.training.step import TrainStep
+from library.training.trained import Trainable
 from networks.network_base import Network
 from tools.replay_base import Base, ReplayOptions, base_model
 from tools.replay_recording import INPUTS, MASKS, Outcome, Recording, compare, read_recording

@@ -13,11 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from library.data.image_files import image_endings, list_folder
-from library.data.image_saving import save_rgb
-from library.data.image_tree import same_names
-from library.data.image_util import INTERPOLATIONS, load_rgb
-from library.data.resize_to_area import fit_within, parse_resolutions
+from library.curation.image_saving import save_rgb
+from library.curation.image_tree import same_names
+from library.curation.resize_to_area import fit_within, parse_resolutions
+from library.data.images.image_util import INTERPOLATIONS, load_rgb
+from library.data.scan.image_files import image_endings, list_folder
 from library.files.whole_file import ensure_writable, write_whole_path
 from library.settings.counted import counted
 from library.settings.problems import raise_if_any

@@ -8,12 +8,12 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from library.curation.caption_cleaning import clean_caption, clean_tags
 from library.data import buckets
-from library.data.caption_cleaning import clean_caption, clean_tags
-from library.data.captions import CaptionMoment, process_caption, tag_frequency
-from library.data.prompt_syntax import line_to_prompt_dict, parse_prompt_attention
-from library.data.tokenizer import sdxl_tokenizers
-from library.data.validation import split_positions
+from library.data.scan.validation import split_positions
+from library.data.text.captions import CaptionMoment, process_caption, tag_frequency
+from library.data.text.prompt_syntax import line_to_prompt_dict, parse_prompt_attention
+from library.data.text.tokenizer import sdxl_tokenizers
 from library.settings.config_util import SubsetConfig
 
 Check = Callable[[Any], list[str]]

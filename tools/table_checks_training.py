@@ -15,7 +15,7 @@ from library.files.file_names import get_remove_epoch_no, get_remove_step_no
 from library.files.hashes import sshs_hashes
 from library.files.safetensors_header import encode_header, file_order
 from library.files.safetensors_utils import specs_of
-from library.training.custom_train_functions import (
+from library.training.loss_weights import (
     debiased_weights,
     huber_thresholds,
     min_snr_weights,

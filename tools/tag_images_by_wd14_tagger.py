@@ -18,11 +18,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from library.data.captions import read_caption_file
-from library.data.image_tree import ImageTree, image_key, same_names
-from library.data.image_util import load_rgb
-from library.data.metadata_table import LINES, Table, check_table_name, save_table
-from library.data.tagger_tags import (
+from library.curation.image_tree import ImageTree, image_key, same_names
+from library.curation.metadata_table import LINES, Table, check_table_name, save_table
+from library.curation.tagger_tags import (
     CATEGORIES,
     ONE_OF,
     TagChoice,
@@ -33,6 +31,8 @@ from library.data.tagger_tags import (
     spell_tags,
     unknown_tags,
 )
+from library.data.images.image_util import load_rgb
+from library.data.text.captions import read_caption_file
 from library.files.whole_file import write_whole_bytes
 from library.settings.counted import counted
 from library.settings.problems import raise_if_any

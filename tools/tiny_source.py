@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from library.families.sdxl.checkpoint import SdxlWeights, weights_from_source
+from library.families.sdxl.shapes import TINY_SDXL, Shape, checkpoint_shapes
 from library.models.random_weights import random_weight
-from library.models.sdxl_model_util import SdxlWeights, weights_from_source
-from library.models.sdxl_spec import TINY_SDXL, Shape, checkpoint_shapes
 
 
 class TinySource:

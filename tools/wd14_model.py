@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from library.data.image_util import resize_image
-from library.data.tagger_tags import TaggerTag, read_tag_file
+from library.curation.tagger_tags import TaggerTag, read_tag_file
+from library.data.images.image_util import resize_image
 
 MODEL_NAMES = ("model.onnx", "model_optimized.onnx")
 TAG_NAMES = ("selected_tags.csv", "tag_mapping.json")

@@ -7,7 +7,7 @@ import numpy as np
 
 from library.data.batch import Posterior
 from library.data.bucketed import PlacedImage
-from library.data.latent_cache import LatentCache
+from library.data.cache.latent_cache import LatentCache
 from library.data.sample import DrawnSample, mask_of_file, sample_pixels
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from library.data.augment import Face, face_in_name
 from library.data.buckets import BucketSelector, Placement, Size, batch_list, round_limits
-from library.data.image_util import MAX_PIXELS
-from library.data.scan import Findings, SubsetScan, some
+from library.data.images.augment import Face, face_in_name
+from library.data.images.image_util import MAX_PIXELS
+from library.data.scan.scan import Findings, SubsetScan, some
 from library.settings.config_util import BUCKET_STEPS_MULTIPLE, DatasetConfig, SubsetConfig
 from library.settings.counted import counted
 

@@ -14,19 +14,19 @@ import numpy as np
 from library.data.batch import Batch
 from library.data.batch_images import cached, decoded
 from library.data.bucketed import PlacedImage, build_bucketed
-from library.data.captions import CaptionMoment
-from library.data.image_check import check_scans
-from library.data.image_util import import_cv2
-from library.data.latent_cache import LatentCache
+from library.data.cache.latent_cache import LatentCache
+from library.data.cache.text_cache import TextCache
+from library.data.images.image_util import import_cv2
 from library.data.loader import ordered_map
-from library.data.plan import Plan, make_plan
+from library.data.report.plan import Plan, make_plan
 from library.data.run_rng import RunRng
 from library.data.sample import DrawnSample, draw_sample, size_ids
-from library.data.scan import Findings, epoch_problems, scan_datasets, weight_problems
-from library.data.text_cache import TextCache
-from library.data.token_count import word_wise
-from library.data.tokenizer import ClipTokenizer
-from library.data.validation import hold_back
+from library.data.scan.image_check import check_scans
+from library.data.scan.scan import Findings, epoch_problems, scan_datasets, weight_problems
+from library.data.scan.validation import hold_back
+from library.data.text.captions import CaptionMoment
+from library.data.text.token_count import word_wise
+from library.data.text.tokenizer import ClipTokenizer
 from library.settings.config_util import DatasetConfig
 from library.settings.problems import raise_if_any
 

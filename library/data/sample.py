@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from library.data.augment import ColorChange, change_colors, draw_color_change, draw_face_crop
 from library.data.bucketed import PlacedImage
 from library.data.buckets import Placement, Size, crop_ltrb
-from library.data.captions import CaptionMoment, process_caption
-from library.data.image_util import crop_offset, fit_to_bucket, read_image, read_mask, to_model_input, to_weights
+from library.data.images.augment import ColorChange, change_colors, draw_color_change, draw_face_crop
+from library.data.images.image_util import crop_offset, fit_to_bucket, read_image, read_mask, to_model_input, to_weights
 from library.data.run_rng import Key, RunRng
+from library.data.text.captions import CaptionMoment, process_caption
 
 
 @dataclass(frozen=True, slots=True)

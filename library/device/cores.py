@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-SETTLE = False
-"""Whether ``settled`` does anything; set for a CPU."""
+from library.device.profile import DeviceProfile
+
 STARTED_BY_CALLER = 100
 """Up to so many kernels of a graph are started by the calling thread (MindSpore 2.7)."""
 _TASKS = Path("/proc/self/task")
@@ -52,14 +52,14 @@ _caller = _Caller()
 
 
 @contextmanager
-def settled() -> Iterator[None]:
+def settled(profile: DeviceProfile) -> Iterator[None]:
     """While the body runs, MindSpore's workers have a core each, and the calling thread shares one of theirs.
 
     Afterwards the caller is as free as before; the workers stay where they are. Threads that the body starts would stay
-    on the caller's core. Does nothing before MindSpore has workers (the first graph), with fewer cores than workers,
-    on systems other than Linux, where the system refuses it, and inside itself.
+    on the caller's core. Does nothing on devices without it, before MindSpore has workers (the first graph), with
+    fewer cores than workers, on systems other than Linux, where the system refuses it, and inside itself.
     """
-    seats = _place(_worker_threads()) if SETTLE and _caller.seats is None else None
+    seats = _place(_worker_threads()) if profile.place_threads and _caller.seats is None else None
     if seats is None:
         yield
         return

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from library.device.device_utils import Device
+from library.device.setup import Device
 
 _GROUPS = Path("/sys/fs/cgroup")
 _GROUP_LIMITS = (

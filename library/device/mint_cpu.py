@@ -14,8 +14,8 @@ from types import MappingProxyType
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from library.device import kernels
-from library.device.operations import conv_sides
+from library.graphs import kernels
+from library.graphs.operations import conv_sides
 
 _STRIP_BYTES = 2**28
 """Unfolded columns held at a time (256 MB): a whole 1024 px picture of 256 channels would need 9.7 GB."""

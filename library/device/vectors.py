@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor, ops
 
-from library.device.values import Shape
+from library.graphs.values import Shape
 
 ON_HOST = False
 """Compute with NumPy on the tensor's own memory; set for a CPU, where MindSpore takes up to ten times as long."""

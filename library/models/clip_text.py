@@ -4,16 +4,18 @@ Shapes: B batch, T tokens (77), D width, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from mindspore import Tensor
 
-from library.device import kernels
-from library.device.operations import batch_matmul, gather_rows
-from library.device.values import Value
-from library.models.block import Block, Layers, make_block
+from library.graphs import kernels
+from library.graphs.block import Block, LayerOptions, Layers
+from library.graphs.operations import batch_matmul, gather_rows
+from library.graphs.values import Value
 from library.models.unet import Run
+from library.models.weights import make_block, named_block
 
 END_OF_TEXT = 49407
 
@@ -25,17 +27,15 @@ def embed_tokens(ids_BT: Value, layers: Layers) -> Value:
     return tokens + layers.weights["position_embedding.weight"]
 
 
-def clip_layer_quick_gelu(x_BTD: Value, layers: Layers) -> Value:
-    """A transformer layer of CLIP-L."""
-    return _clip_layer(x_BTD, kernels.quick_gelu, layers)
+ACTIVATIONS: Mapping[str, Callable[[Value], Value]] = MappingProxyType(
+    {"quick_gelu": kernels.quick_gelu, "gelu": kernels.gelu}
+)
+"""By their names in transformers' ``hidden_act``; an encoder's options name one."""
 
 
-def clip_layer_gelu(x_BTD: Value, layers: Layers) -> Value:
-    """A transformer layer of OpenCLIP bigG."""
-    return _clip_layer(x_BTD, kernels.gelu, layers)
-
-
-def _clip_layer(x_BTD: Value, activation: Callable[[Value], Value], layers: Layers) -> Value:
+def clip_layer(x_BTD: Value, layers: Layers) -> Value:
+    """A transformer layer."""
+    activation = ACTIVATIONS[layers.options.activation]
     rows = x_BTD.reshape(-1, x_BTD.shape[-1])
     h = layers.layer_norm(rows, "layer_norm1")
     q, k, v = (layers.linear(h, f"self_attn.{name}_proj") for name in "qkv")
@@ -70,13 +70,16 @@ class ClipTextSpec:
         return (self.embed, *self.layers, self.pool)
 
 
-def infer_clip_text_spec(part: str, shapes: Mapping[str, tuple[int, ...]], pooled: bool) -> ClipTextSpec:
+def infer_clip_text_spec(
+    part: str, shapes: Mapping[str, tuple[int, ...]], options: LayerOptions, pooled: bool
+) -> ClipTextSpec:
     """Read the layout of an encoder from its keys.
 
     Args:
         part: ``te1`` or ``te2``.
         shapes: key -> shape, in transformers' naming.
-        pooled: SDXL's second encoder: GELU, and a pooled and projected output beside the hidden states.
+        options: what the shapes do not say.
+        pooled: with a pooled and projected output beside the hidden states.
 
     Raises:
         ValueError: no layers are found.
@@ -85,18 +88,13 @@ def infer_clip_text_spec(part: str, shapes: Mapping[str, tuple[int, ...]], poole
     count = 1 + max((int(key[len(root) :].split(".")[0]) for key in shapes if key.startswith(root)), default=-1)
     if count == 0:
         raise ValueError("this is not a CLIP text encoder: no text_model.encoder.layers")
-    function = clip_layer_gelu if pooled else clip_layer_quick_gelu
-    embed = make_block(part, embed_tokens, "text_model.embeddings.", shapes)
-    pool = Block(
-        part,
-        pool_and_project,
-        "",
-        ("text_model.final_layer_norm.bias", "text_model.final_layer_norm.weight", "text_projection.weight"),
-    )
+    embeddings = "text_model.embeddings."
+    names = [key.removeprefix(embeddings) for key in shapes if key.startswith(embeddings) and "position_ids" not in key]
+    pool = ("text_model.final_layer_norm.bias", "text_model.final_layer_norm.weight", "text_projection.weight")
     return ClipTextSpec(
-        embed=replace(embed, names=tuple(n for n in embed.names if not n.startswith("position_ids"))),
-        layers=tuple(make_block(part, function, f"{root}{i}.", shapes) for i in range(count)),
-        pool=pool if pooled else None,
+        embed=named_block(part, embed_tokens, embeddings, names),
+        layers=tuple(make_block(part, clip_layer, f"{root}{i}.", shapes, options) for i in range(count)),
+        pool=named_block(part, pool_and_project, "", pool) if pooled else None,
     )
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from mindspore import Tensor
 
-from library.models.block import Block
-from library.models.program import AdapterEntry, Outline, program
-from library.models.sdxl_spec import Shape
+from library.families.sdxl.shapes import Shape
+from library.graphs.block import Block
+from library.graphs.program import AdapterEntry, Outline, program
 from library.models.weights import held_shape
 
 Shapes = Mapping[str, Mapping[str, Shape]]

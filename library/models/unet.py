@@ -12,10 +12,11 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import dtype as mstype
 
-from library.device import kernels
-from library.device.operations import concat, silu, transpose
-from library.device.values import Value
-from library.models.block import Block, Layers, make_block
+from library.graphs import kernels
+from library.graphs.block import Block, LayerOptions, Layers
+from library.graphs.operations import concat, silu, transpose
+from library.graphs.values import Value
+from library.models.weights import make_block, named_block
 
 PART = "unet"
 RESNET_EPS = 1e-5
@@ -161,7 +162,7 @@ def layer_blocks(layer: Layer) -> tuple[Block, ...]:
     return (layer.block,)
 
 
-def infer_unet_spec(shapes: Mapping[str, tuple[int, ...]]) -> UNetSpec:
+def infer_unet_spec(shapes: Mapping[str, tuple[int, ...]], options: LayerOptions) -> UNetSpec:
     """Read the layout from a checkpoint's keys (without ``model.diffusion_model.``) and shapes.
 
     Raises:
@@ -173,21 +174,26 @@ def infer_unet_spec(shapes: Mapping[str, tuple[int, ...]]) -> UNetSpec:
     local = [key for key in shapes if key.startswith(("time_embed.", "label_emb."))]
     context_key = next(key for key in sorted(shapes) if key.endswith("attn2.to_k.weight"))
     return UNetSpec(
-        time=Block(PART, embed_time, "", tuple(sorted(local))),
-        encoder=_stages(shapes, "input_blocks", decoder=False),
-        middle=tuple(_layer(shapes, f"middle_block.{i}.", with_skip=False) for i in _indices(shapes, "middle_block.")),
-        decoder=_stages(shapes, "output_blocks", decoder=True),
-        out=make_block(PART, conv_out, "out.", shapes),
+        time=named_block(PART, embed_time, "", local),
+        encoder=_stages(shapes, "input_blocks", options, decoder=False),
+        middle=tuple(
+            _layer(shapes, f"middle_block.{i}.", options, with_skip=False) for i in _indices(shapes, "middle_block.")
+        ),
+        decoder=_stages(shapes, "output_blocks", options, decoder=True),
+        out=make_block(PART, conv_out, "out.", shapes, options),
         sinusoid_width=shapes["time_embed.0.weight"][1],
         vector_width=shapes["label_emb.0.0.weight"][1],
         context_width=shapes[context_key][1],
     )
 
 
-def _stages(shapes: Mapping[str, tuple[int, ...]], root: str, decoder: bool) -> tuple[tuple[Layer, ...], ...]:
+def _stages(
+    shapes: Mapping[str, tuple[int, ...]], root: str, options: LayerOptions, decoder: bool
+) -> tuple[tuple[Layer, ...], ...]:
     return tuple(
         tuple(
-            _layer(shapes, f"{root}.{i}.{j}.", with_skip=decoder and j == 0) for j in _indices(shapes, f"{root}.{i}.")
+            _layer(shapes, f"{root}.{i}.{j}.", options, with_skip=decoder and j == 0)
+            for j in _indices(shapes, f"{root}.{i}.")
         )
         for i in _indices(shapes, root + ".")
     )
@@ -199,14 +205,14 @@ def _indices(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> list[int]:
     return sorted({int(match.group(1)) for key in shapes if (match := pattern.match(key))})
 
 
-def _layer(shapes: Mapping[str, tuple[int, ...]], prefix: str, with_skip: bool) -> Layer:
+def _layer(shapes: Mapping[str, tuple[int, ...]], prefix: str, options: LayerOptions, with_skip: bool) -> Layer:
     def has(name: str) -> bool:
         return prefix + name in shapes
 
     if has("in_layers.2.weight"):
-        return Resnet(make_block(PART, res_block_with_skip if with_skip else res_block, prefix, shapes))
+        return Resnet(make_block(PART, res_block_with_skip if with_skip else res_block, prefix, shapes, options))
     if has("proj_in.weight"):
-        return _transformer(shapes, prefix)
+        return _transformer(shapes, prefix, options)
     if has("op.weight"):
         return Resample(make_block(PART, downsample, prefix, shapes))
     if has("conv.weight"):
@@ -216,16 +222,16 @@ def _layer(shapes: Mapping[str, tuple[int, ...]], prefix: str, with_skip: bool) 
     raise ValueError(f"no known layer at {prefix} of the UNet")
 
 
-def _transformer(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> Transformer:
+def _transformer(shapes: Mapping[str, tuple[int, ...]], prefix: str, options: LayerOptions) -> Transformer:
     inner = prefix + "transformer_blocks."
-    enter = tuple(
-        sorted(n for n in ("norm.weight", "norm.bias", "proj_in.weight", "proj_in.bias") if prefix + n in shapes)
-    )
-    leave = tuple(sorted(n for n in ("proj_out.weight", "proj_out.bias") if prefix + n in shapes))
+    enter = [name for name in ("norm.weight", "norm.bias", "proj_in.weight", "proj_in.bias") if prefix + name in shapes]
+    leave = [name for name in ("proj_out.weight", "proj_out.bias") if prefix + name in shapes]
     return Transformer(
-        enter=Block(PART, transformer_in, prefix, enter),
-        blocks=tuple(make_block(PART, transformer_block, f"{inner}{i}.", shapes) for i in _indices(shapes, inner)),
-        leave=Block(PART, transformer_out, prefix, leave),
+        enter=named_block(PART, transformer_in, prefix, enter, options),
+        blocks=tuple(
+            make_block(PART, transformer_block, f"{inner}{i}.", shapes, options) for i in _indices(shapes, inner)
+        ),
+        leave=named_block(PART, transformer_out, prefix, leave),
     )
 
 

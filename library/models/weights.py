@@ -1,10 +1,14 @@
-"""A model's weights on the device, and which of them are held the other way round."""
+"""A model's weights on the device, which of them are held the other way round, and blocks over them."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from library.data.image_util import import_cv2
+from library.data.images.image_util import import_cv2
+from library.graphs.block import PLAIN, Block, LayerOptions
 
 TRANSPOSED = (
     "attn2.to_k",
@@ -23,6 +27,26 @@ A product with a transposed factor is slow on a CPU where it has few rows or sum
 two products, forward and for the gradient of its input, always has one. These are the layers of text tokens, whose
 gradient is rarely needed, and the one that narrows (docs/performance.md).
 """
+
+
+def make_block(
+    part: str,
+    function: Callable[..., Any],
+    prefix: str,
+    keys: Iterable[str],
+    options: LayerOptions = PLAIN,
+) -> Block:
+    """A block over all keys that begin with the prefix."""
+    return named_block(part, function, prefix, (key[len(prefix) :] for key in keys if key.startswith(prefix)), options)
+
+
+def named_block(
+    part: str, function: Callable[..., Any], prefix: str, names: Iterable[str], options: LayerOptions = PLAIN
+) -> Block:
+    """A block over some keys below a prefix."""
+    names = tuple(sorted(names))
+    turned = (name.removesuffix(".weight") for name in names if name.endswith(".weight"))
+    return Block(part, function, prefix, names, options, tuple(name for name in turned if name in TRANSPOSED))
 
 
 def held_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:

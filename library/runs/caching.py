@@ -13,22 +13,22 @@ from tqdm import tqdm
 
 from library.data.batch import EncodedText, Posterior
 from library.data.bucketed import PlacedImage
-from library.data.cache_fill import Filling, fill
-from library.data.cache_store import DiskStore, Indexes, Item, MemoryStore, Store
+from library.data.cache.cache_fill import Filling, fill
+from library.data.cache.cache_store import DiskStore, Indexes, Item, MemoryStore, Store
+from library.data.cache.latent_cache import LatentCache, LatentEntry, LatentItem, latent_items
+from library.data.cache.text_cache import TextCache, TextEncoders, TextItem, text_items
 from library.data.dataset import TrainDataset
-from library.data.image_util import crop_offset
-from library.data.latent_cache import LatentCache, LatentEntry, LatentItem, latent_items
+from library.data.images.image_util import crop_offset
 from library.data.loader import ordered_map
 from library.data.sample import DrawnSample, SamplePixels, sample_pixels
-from library.data.text_cache import TextCache, TextEncoders, TextItem, text_items
-from library.data.tokenizer import token_limit
+from library.data.text.tokenizer import token_limit
+from library.families.sdxl import forward as sdxl
+from library.families.sdxl.checkpoint import SdxlWeights
+from library.families.sdxl.family import SdxlModel, build_model
+from library.families.sdxl.forward import TextSpec
 from library.files.hashes import values_digest
-from library.models import sdxl
-from library.models.program import Forward
-from library.models.sdxl import TextSpec
-from library.models.sdxl_model_util import SdxlWeights
+from library.graphs.program import Forward
 from library.models.vae import vae_digest
-from library.runs.sdxl_train_util import SdxlModel, build_model
 from library.settings.flag_groups import CacheArgs
 
 DTYPE_NAMES: Mapping[ms.Type, str] = {ms.float32: "float32", ms.float16: "float16", ms.bfloat16: "bfloat16"}

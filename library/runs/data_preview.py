@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from library.data.dataset import TrainDataset
-from library.data.lint import lint
-from library.data.plan_text import plan_lines
-from library.data.preview import check_place, first_samples, write_samples
-from library.data.report_page import write_report
+from library.data.report.lint import lint
+from library.data.report.plan_text import plan_lines
+from library.data.report.preview import check_place, first_samples, write_samples
+from library.data.report.report_page import write_report
 from library.settings.counted import counted
 from library.settings.flag_groups import RunArgs
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from library.data.dataset import TrainDataset
-from library.data.tokenizer import CHUNK, token_limit
-from library.models import sdxl
-from library.models.block import Block
+from library.data.text.tokenizer import CHUNK, token_limit
+from library.families.sdxl import forward as sdxl
+from library.families.sdxl.checkpoint import SdxlWeights
+from library.families.sdxl.forward import SdxlSpec
+from library.graphs.block import Block
+from library.graphs.program import AdapterEntry, Outline
 from library.models.footprint import FLOAT, BlockValues, Footprint, Shapes
-from library.models.program import AdapterEntry, Outline
-from library.models.sdxl import SdxlSpec
-from library.models.sdxl_model_util import SdxlWeights
 from library.settings.arguments import TrainArgs
-from library.training.trainable import Trainable
+from library.training.trained import Trainable
 
 logger = logging.getLogger(__name__)
 

@@ -12,18 +12,18 @@ from types import ModuleType
 from mindspore import Tensor
 
 from library.data.dataset import TrainDataset
-from library.data.dataset_metadata import dataset_metadata, folder_form_metadata
+from library.data.report.dataset_metadata import dataset_metadata, folder_form_metadata
 from library.data.run_rng import RunRng
-from library.data.tokenizer import sdxl_tokenizers
-from library.device.device_utils import Device
-from library.device.random import key_tensor
+from library.data.text.tokenizer import sdxl_tokenizers
+from library.device.setup import Device
+from library.families.sdxl.family import SdxlFamily, infer_spec
+from library.families.sdxl.forward import all_blocks
 from library.files.file_dates import file_date
-from library.files.layer_target import LayerTarget
 from library.files.metadata import RunFacts, base_file_metadata, build_metadata
 from library.files.sai_model_spec import build_model_spec
-from library.models.sdxl import all_blocks
+from library.graphs.layer_target import LayerTarget
+from library.graphs.random import key_tensor
 from library.runs.memory_estimate import MemorySetup, memory_setup
-from library.runs.sdxl_train_util import SdxlFamily, infer_spec
 from library.settings.arguments import TrainArgs
 from library.settings.cache_checks import check_cacheable
 from library.settings.counted import counted
@@ -32,7 +32,7 @@ from library.settings.folder_form import run_dataset_configs
 from library.settings.key_values import parse_key_values
 from library.training.lr_schedules import LrOptions, make_lr_lambda
 from library.training.optimizers import AdamW, FlatOptimizer, make_optimizer
-from library.training.trainable import Trainable
+from library.training.trained import Trainable
 from networks.network_base import Network, read_network_file
 
 logger = logging.getLogger(__name__)

@@ -6,15 +6,13 @@ import numpy as np
 
 from library.data.run_rng import RunRng
 from library.settings.flag_groups import LossArgs
-from library.training.custom_train_functions import (
-    LossWeighting,
+from library.training.loss_weights import LossWeighting, loss_multipliers, mask_weights
+from library.training.noise import (
     apply_ip_noise,
     apply_multires_noise,
     apply_noise_offset,
     draw_strength,
     draw_timesteps,
-    loss_multipliers,
-    mask_weights,
 )
 from library.training.noise_schedule import NoiseSchedule
 

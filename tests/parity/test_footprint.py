@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from library.models.block import Block
+from library.families.sdxl.checkpoint import _expected_parts
+from library.families.sdxl.forward import encode_text, predict
+from library.families.sdxl.shapes import TINY_SDXL
+from library.graphs.block import Block
+from library.graphs.program import Outline
 from library.models.footprint import FLOAT, Footprint
-from library.models.program import Outline
-from library.models.sdxl import encode_text, predict
-from library.models.sdxl_model_util import _expected_parts
-from library.models.sdxl_spec import TINY_SDXL
 from library.models.unet import res_block
 from library.settings.arguments import read_train_args
-from library.training.block_vjp import BlockTape
+from library.training.block_tape import BlockTape
 from tests.parity.test_modes import ARGV, made_up_run
 from tools.replay_steps import prediction, set_up
 

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from library.device import graph_code, kernels
-from library.device.graph_code import GraphFunction, release
-from library.device.values import Trace, Value
+from library.graphs import graph_code, kernels
+from library.graphs.graph_code import GraphFunction, release
+from library.graphs.values import Trace, Value
 from library.settings.arguments import read_train_args
-from library.training import block_vjp
 from tests.parity.test_modes import ARGV, made_up_run
 from tests.parity.traced import Function
 from tools.replay_steps import prediction, set_up

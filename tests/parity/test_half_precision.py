@@ -5,16 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from library.device import kernels
-from library.device.values import Trace
+from library.families.sdxl.checkpoint import SdxlWeights, _expected_parts, lora_targets
+from library.families.sdxl.family import infer_spec
+from library.families.sdxl.forward import all_blocks, encode_text, predict
+from library.families.sdxl.shapes import TINY_SDXL
+from library.graphs import kernels
+from library.graphs.program import Outline
+from library.graphs.values import Trace
 from library.models import footprint
 from library.models.footprint import FLOAT, Footprint
-from library.models.program import Outline
-from library.models.sdxl import all_blocks, encode_text, predict
-from library.models.sdxl_model_util import SdxlWeights, _expected_parts, lora_targets
-from library.models.sdxl_spec import TINY_SDXL
-from library.runs.sdxl_train_util import infer_spec
-from library.training.trainable import Trainable
+from library.training.trained import Trainable
 from networks.lora import LoRAAdapter
 from networks.network_base import AdaptedLayer, Network
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from mindspore import ops
 
-from library.device import kernels, operations
-from library.device.values import Value
+from library.graphs import kernels, operations
+from library.graphs.values import Value
 from tests.parity.traced import gradients, value, value_and_gradients
 
 pytestmark = pytest.mark.usefixtures("device")

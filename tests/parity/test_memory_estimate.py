@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from library.models.sdxl_model_util import SdxlWeights, _expected_parts, lora_targets
-from library.models.sdxl_spec import FULL_SDXL
+from library.families.sdxl.checkpoint import SdxlWeights, _expected_parts, lora_targets
+from library.families.sdxl.family import infer_spec
+from library.families.sdxl.shapes import FULL_SDXL
 from library.runs.memory_estimate import GB, MemorySetup, estimate_memory, memory_lines
-from library.runs.sdxl_train_util import infer_spec
-from library.training.trainable import Trainable
+from library.training.trained import Trainable
 from networks.lora import LoRAAdapter
 from networks.network_base import AdaptedLayer, Network
 

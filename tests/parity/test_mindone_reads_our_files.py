@@ -12,10 +12,10 @@ from transformers import CLIPTextConfig
 
 from library.device import mint_cpu
 from library.device.mindone_import import diffusers_class
+from library.families.sdxl.checkpoint import lora_targets
+from library.families.sdxl.keys import diffusers_names
+from library.families.sdxl.shapes import TINY_SDXL
 from library.files.safetensors_utils import save_file
-from library.models.sdxl_keys import diffusers_names
-from library.models.sdxl_model_util import lora_targets
-from library.models.sdxl_spec import TINY_SDXL
 from networks import lora
 from networks.network_base import Network
 from tools.tiny_source import tiny_base

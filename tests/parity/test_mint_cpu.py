@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, mint, ops
 
-from library.device import kernels, mint_cpu
+from library.device import mint_cpu
+from library.graphs import kernels
 
 ROUNDING = 1e-5
 """Relative to the largest value: float32 sums of some hundred terms."""

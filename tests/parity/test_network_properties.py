@@ -12,20 +12,20 @@ import pytest
 from mindspore import Tensor
 
 import networks
-from library.device.random import key_tensor
-from library.device.values import Value
-from library.files.layer_target import LayerTarget
+from library.families.sdxl import forward as sdxl
+from library.families.sdxl.checkpoint import lora_targets
+from library.families.sdxl.family import infer_spec
 from library.files.safetensors_utils import SafetensorsFile, save_file
-from library.models import sdxl
-from library.models.block import Block, Layers
-from library.models.program import Forward, bind
+from library.graphs.block import Block, Layers
+from library.graphs.layer_target import LayerTarget
+from library.graphs.program import Forward, bind
+from library.graphs.random import key_tensor
+from library.graphs.values import Value
 from library.models.random_weights import lora_weights
-from library.models.sdxl_model_util import lora_targets
 from library.models.weights import to_tensors
-from library.runs.sdxl_train_util import infer_spec
-from library.training.block_vjp import BlockTape
-from library.training.train_util import bind_all
-from library.training.trainable import Trainable
+from library.training.block_tape import BlockTape
+from library.training.step import bind_all
+from library.training.trained import Trainable
 from networks.network_base import Network, read_network_file, unmerge
 from tools.tiny_source import tiny_base
 

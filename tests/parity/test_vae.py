@@ -8,10 +8,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from library.data.batch import Posterior
+from library.families.sdxl.shapes import TINY_SDXL, VAE_PREFIX, checkpoint_shapes
 from library.models import vae as vae_module
 from library.models import vae_strips
 from library.models.random_weights import random_weight
-from library.models.sdxl_spec import TINY_SDXL, VAE_PREFIX, checkpoint_shapes
 from library.models.vae import Vae, load_vae, vae_digest
 from library.models.vae_keys import diffusers_vae_key, infer_vae_spec, original_vae_keys
 

@@ -7,11 +7,11 @@ import pytest
 from mindspore import Tensor
 from mindspore import dtype as mstype
 
-from library.device import kernels
-from library.device import operations as op
-from library.device.graph_code import GraphFunction, needed_nodes
-from library.device.stacks import Stack, join_stacks, split_stacks
-from library.device.values import Trace, Value, full, with_gradient
+from library.graphs import kernels
+from library.graphs import operations as op
+from library.graphs.graph_code import GraphFunction, needed_nodes
+from library.graphs.stacks import Stack, join_stacks, split_stacks
+from library.graphs.values import Trace, Value, full, with_gradient
 from tests.parity.traced import gradients, value
 
 pytestmark = pytest.mark.usefixtures("device")

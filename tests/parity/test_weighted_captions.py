@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from library.data.tokenizer import sdxl_tokenizers
-from library.models.sdxl import encode_text, joined_weights
-from library.runs.sdxl_train_util import SdxlFamily
+from library.data.text.tokenizer import sdxl_tokenizers
+from library.families.sdxl.family import SdxlFamily
+from library.families.sdxl.forward import encode_text, joined_weights
 from library.settings.arguments import read_train_args
 from tests.parity.test_modes import ARGV, made_up_run
 from tools.replay_base import base_model

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from mindspore import Tensor
 
-from library.device.graph_code import GraphFunction
-from library.device.values import Trace, Value
+from library.graphs.graph_code import GraphFunction
+from library.graphs.values import Trace, Value
 
 Function = Callable[..., Value]
 

@@ -11,10 +11,10 @@ from PIL import Image
 from library.data.batch import Posterior
 from library.data.bucketed import PlacedImage
 from library.data.buckets import Size, select_bucket
-from library.data.cache_fill import Filling, fill
-from library.data.cache_store import DiskStore, Indexes
-from library.data.image_util import crop_offset
-from library.data.latent_cache import Key, LatentEntry, LatentItem, latent_items
+from library.data.cache.cache_fill import Filling, fill
+from library.data.cache.cache_store import DiskStore, Indexes
+from library.data.cache.latent_cache import Key, LatentEntry, LatentItem, latent_items
+from library.data.images.image_util import crop_offset
 from library.data.sample import DrawnSample, SamplePixels, sample_pixels
 from library.settings.config_util import SubsetConfig
 

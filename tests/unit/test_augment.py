@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from library.data.augment import (
+from library.data.images.augment import (
     ColorChange,
     Face,
     change_colors,

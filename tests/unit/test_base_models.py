@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from library.families.sdxl.checkpoint import OutlineFile, SdxlWeights, load_weights, lora_targets
+from library.families.sdxl.diffusers_keys import diffusers_unet_key
+from library.families.sdxl.keys import PARTS, diffusers_names
 from library.files.safetensors_utils import SafetensorsFile, save_file
-from library.models.diffusers_keys import diffusers_unet_key
-from library.models.sdxl_keys import PARTS, diffusers_names
-from library.models.sdxl_model_util import OutlineFile, SdxlWeights, load_weights, lora_targets
 from tools.make_tiny_sdxl import make_tiny_sdxl
 from tools.tiny_source import tiny_base
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from library.data.cache_fill import Filling, fill
-from library.data.cache_store import MemoryStore
+from library.data.cache.cache_fill import Filling, fill
+from library.data.cache.cache_store import MemoryStore
 from library.files.npz_files import read_npz
 from tests.unit import caching_help
 from tests.unit.caching_help import Disk, draw_image, placed

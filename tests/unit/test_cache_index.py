@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from library.data import cache_index
-from library.data.cache_index import INDEX_NAME, FolderIndex, file_digest
+from library.data.cache import cache_index
+from library.data.cache.cache_index import INDEX_NAME, FolderIndex, file_digest
 from library.files import user_cache
 
 

@@ -5,7 +5,7 @@ import os
 import random
 from pathlib import Path
 
-from library.data.cache_names import MAX_NAME_BYTES, cache_stems, latents_name, text_outputs_name
+from library.data.cache.cache_names import MAX_NAME_BYTES, cache_stems, latents_name, text_outputs_name
 
 
 def test_names_are_kohyas() -> None:

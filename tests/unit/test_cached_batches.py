@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from library.data.batch import EncodedText
-from library.data.cache_store import MemoryStore
+from library.data.cache.cache_store import MemoryStore
+from library.data.cache.latent_cache import LatentCache, latent_items
+from library.data.cache.text_cache import TextCache, TextEncoders, text_items
 from library.data.dataset import TrainDataset
-from library.data.latent_cache import LatentCache, latent_items
 from library.data.run_rng import RunRng
-from library.data.text_cache import TextCache, TextEncoders, text_items
-from library.data.tokenizer import sdxl_tokenizers
+from library.data.text.tokenizer import sdxl_tokenizers
 from library.settings.config_util import DatasetConfig, SubsetConfig
 from tests.unit.caching_help import draw_image, encode, entry_of
 

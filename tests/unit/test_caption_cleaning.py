@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from library.data.caption_cleaning import clean_caption, clean_tags, tags_behind_rating
+from library.curation.caption_cleaning import clean_caption, clean_tags, tags_behind_rating
 from tools.clean_captions_and_tags import main
 from tools.table_checks import TABLE_CHECKS
 

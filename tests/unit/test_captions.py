@@ -5,14 +5,14 @@ import random
 
 import pytest
 
-from library.data.captions import (
+from library.data.text.captions import (
     CaptionMoment,
     join_caption_and_tags,
     process_caption,
     read_caption_file,
     tag_frequency,
 )
-from library.data.prompt_syntax import line_to_prompt_dict, parse_prompt_attention
+from library.data.text.prompt_syntax import line_to_prompt_dict, parse_prompt_attention
 from library.settings.config_util import SubsetConfig
 from tools.table_checks import TABLE_CHECKS
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from library.data import dataset_import
-from library.data.dataset_import import ImportFolder
-from library.data.scan import Findings, scan_datasets
+from library.curation import dataset_import
+from library.curation.dataset_import import ImportFolder
+from library.data.scan.scan import Findings, scan_datasets
 from library.files.safe_names import safe_relative_name
 from library.settings.config_util import load_dataset_configs
 from tests.unit.hub_server import COMMIT, NAME, hub_with

@@ -3,23 +3,25 @@
 import numpy as np
 import pytest
 
-from library.training.custom_train_functions import (
+from library.training.diffusion import noise_latents
+from library.training.loss_weights import (
     LossWeighting,
-    apply_ip_noise,
-    apply_multires_noise,
-    apply_noise_offset,
     debiased_weights,
-    draw_strength,
-    draw_timesteps,
     huber_thresholds,
     loss_multipliers,
     mask_weights,
     min_snr_weights,
-    upsample_bilinear,
     v_pred_like_factors,
     v_pred_scale,
 )
-from library.training.diffusion import noise_latents
+from library.training.noise import (
+    apply_ip_noise,
+    apply_multires_noise,
+    apply_noise_offset,
+    draw_strength,
+    draw_timesteps,
+    upsample_bilinear,
+)
 from library.training.noise_schedule import make_noise_schedule
 
 SCHEDULE = make_noise_schedule()

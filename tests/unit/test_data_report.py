@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from library.data.dataset import TrainDataset
-from library.data.image_facts import SIDE, image_facts, near_duplicates
-from library.data.lint import lint
-from library.data.plan import CaptionLength
-from library.data.plan_text import plan_lines, table
-from library.data.preview import first_samples, to_picture, write_samples
-from library.data.report_charts import token_chart
-from library.data.report_page import report_page, write_report
+from library.data.report.image_facts import SIDE, image_facts, near_duplicates
+from library.data.report.lint import lint
+from library.data.report.plan import CaptionLength
+from library.data.report.plan_text import plan_lines, table
+from library.data.report.preview import first_samples, to_picture, write_samples
+from library.data.report.report_charts import token_chart
+from library.data.report.report_page import report_page, write_report
 from library.data.run_rng import RunRng
-from library.data.tokenizer import sdxl_tokenizers
+from library.data.text.tokenizer import sdxl_tokenizers
 from library.runs.data_preview import show_data
 from library.settings.config_util import DatasetConfig, SubsetConfig
 from library.settings.flag_groups import RunArgs
@@ -141,7 +141,7 @@ def test_near_duplicates_are_found_through_small_changes(change):
 
 
 def test_near_duplicates_agree_with_comparing_every_pair(monkeypatch):
-    monkeypatch.setattr("library.data.image_facts._ROWS", 7)
+    monkeypatch.setattr("library.data.report.image_facts._ROWS", 7)
     rng = np.random.default_rng(0)
     originals = rng.integers(0, 256, (20, SIDE, SIDE, 3))
     copies = originals[rng.integers(0, 20, 30)] + rng.integers(-3, 4, (30, SIDE, SIDE, 3))
@@ -235,7 +235,7 @@ def test_the_page_stands_alone_and_escapes_what_files_say(messy, tmp_path):
 
 
 def test_a_long_list_is_cut_with_its_number(messy, monkeypatch):
-    monkeypatch.setattr("library.data.report_page.LISTED", 1)
+    monkeypatch.setattr("library.data.report.report_page.LISTED", 1)
     data = train_data(SubsetConfig(image_dir=str(messy), caption_extension=".txt"))
     plan = data.plan()
     page = Page(report_page(plan, [], lint(data, plan), []))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from library.data.bucketed import balance_repeats
-from library.data.dataset_metadata import dataset_metadata, folder_form_metadata
-from library.data.image_util import load_rgb, to_model_input
-from library.data.plan_text import plan_lines
+from library.data.images.image_util import load_rgb, to_model_input
+from library.data.report.dataset_metadata import dataset_metadata, folder_form_metadata
+from library.data.report.plan_text import plan_lines
 from library.data.sample import sample_pixels, size_ids
 from library.settings.config_util import SubsetConfig
 from tests.unit.dataset_help import SIZES, captions_by_name, config, draw_images, subset, train_data

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from benchmarks.flops import unet_step_flops
-from library.models.sdxl_spec import FULL_SDXL, TINY_SDXL, unet_shapes
+from library.families.sdxl.shapes import FULL_SDXL, TINY_SDXL, unet_shapes
 
 
 def test_the_full_unet_has_the_real_ones_parameters() -> None:

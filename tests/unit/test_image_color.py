@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from library.data.image_util import check_image, load_rgb, read_image
+from library.data.images.image_util import check_image, load_rgb, read_image
 
 NOISE_HWC = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from library.data.buckets import BucketSelector, Placement, select_bucket
-from library.data.image_util import (
+from library.data.images.image_util import (
     INTERPOLATIONS,
     check_image,
     crop_offset,
@@ -112,7 +112,7 @@ def test_a_decompression_bomb_is_refused(tmp_path):
 
 def test_a_large_image_is_read_without_a_warning(tmp_path):
     path = saved(tmp_path / "large.png", Image.new("1", (10000, 9000)))
-    program = "import sys; from library.data.image_util import check_image; print(check_image(sys.argv[1]))"
+    program = "import sys; from library.data.images.image_util import check_image; print(check_image(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
     assert (done.stdout.strip(), done.stderr) == ("(10000, 9000)", "")
 

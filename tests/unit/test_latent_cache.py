@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from library.data import cache_store
 from library.data.bucketed import PlacedImage
-from library.data.latent_cache import LatentCache, latent_items
+from library.data.cache import cache_store
+from library.data.cache.latent_cache import LatentCache, latent_items
 from library.files.npz_files import read_npz
 from tests.unit.caching_help import Disk, draw_image, encode, entry_of, pixels, placed, sample
 

@@ -105,14 +105,14 @@ def test_imports_go_downwards() -> None:
         ("library.data.buckets", "import mindspore as ms", "MindSpore below the device"),
         ("library.files.hashes", "def f():\n    from mindone.diffusers import x", "MindSpore below the device"),
         ("library.models.unet", "from library.training import optimizers", "training is not below models"),
-        ("library.device.kernels", "from library.models.block import Block", "models is not below device"),
-        ("library.runs.sdxl_train_util", "from networks.network_base import Network", "a family imports a network"),
+        ("library.graphs.kernels", "from library.graphs.block import Block", "models is not below device"),
+        ("library.families.sdxl.family", "from networks.network_base import Network", "a family imports a network"),
         ("networks.lora", "from library.models import unet", "a network stands on files and device only"),
         ("library.runs.run_setup", "import tools.replay", "a tool is imported from below"),
         ("library.data.dataset", "from library.settings.config_util import SubsetConfig", None),
         ("library.runs.run_setup", "from networks.network_base import Network", None),
         ("networks.lora", "from library.device import kernels", None),
-        ("library.training.train_util", "from library.models.block import Block", None),
+        ("library.training.step", "from library.graphs.block import Block", None),
     ],
 )
 def test_a_wrong_import_is_found(importer: str, line: str, problem: str | None) -> None:

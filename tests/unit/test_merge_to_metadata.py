@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from library.data.image_tree import KeyFinder, find_images
-from library.data.metadata_file import KeyResolver, read_metadata
-from library.data.metadata_table import load_table, save_table
+from library.curation.image_tree import KeyFinder, find_images
+from library.curation.metadata_table import load_table, save_table
+from library.data.scan.metadata_file import KeyResolver, read_metadata
 from tools import merge_captions_to_metadata, merge_dd_tags_to_metadata
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from library.data.dataset_metadata import dataset_metadata
+from library.data.report.dataset_metadata import dataset_metadata
 from library.settings.config_util import SubsetConfig
 from tests.unit.dataset_help import captions_by_name, config, draw_images, train_data
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from library.data.resize_to_area import fit_within, parse_resolutions, size_within
+from library.curation.resize_to_area import fit_within, parse_resolutions, size_within
 from tools.resize_images_to_resolution import main
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from library.data.tagger_tags import (
+from library.curation.tagger_tags import (
     CATEGORIES,
     TagChoice,
     TaggerTag,

@@ -9,9 +9,9 @@ import pytest
 
 from library.data.batch import EncodedText
 from library.data.bucketed import PlacedImage
-from library.data.cache_fill import Filling, fill
-from library.data.cache_store import DiskStore, Indexes
-from library.data.text_cache import TextCache, TextEncoders, text_items
+from library.data.cache.cache_fill import Filling, fill
+from library.data.cache.cache_store import DiskStore, Indexes
+from library.data.cache.text_cache import TextCache, TextEncoders, text_items
 from tests.unit.caching_help import draw_image, placed
 
 ENCODERS = TextEncoders("encoders", (6, 10), "float32", 75)

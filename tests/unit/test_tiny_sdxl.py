@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from library.families.sdxl.shapes import FULL_SDXL, TINY_SDXL, checkpoint_shapes, unet_shapes
 from library.files.safetensors_utils import SafetensorsFile
 from library.models.random_weights import lora_weights, random_weight, tiny_weights
-from library.models.sdxl_spec import FULL_SDXL, TINY_SDXL, checkpoint_shapes, unet_shapes
 from tools.make_tiny_sdxl import main
 
 

@@ -5,8 +5,8 @@ import string
 
 import pytest
 
-from library.data.token_count import word_wise
-from library.data.tokenizer import sdxl_tokenizers
+from library.data.text.token_count import word_wise
+from library.data.text.tokenizer import sdxl_tokenizers
 
 TOKENIZER = sdxl_tokenizers()[0]
 PIECES = (

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from library.data.tokenizer import BOS, EOS, ClipTokenizer, sdxl_tokenizers
+from library.data.text.tokenizer import BOS, EOS, ClipTokenizer, sdxl_tokenizers
 from tools.table_checks import check_tokens
 
 
@@ -58,7 +58,7 @@ def test_a_limit_that_does_not_exist_is_refused():
 
 def test_importing_the_module_imports_nothing_heavy():
     code = (
-        "import sys, library.data.tokenizer as t; light = 'transformers' not in sys.modules; "
+        "import sys, library.data.text.tokenizer as t; light = 'transformers' not in sys.modules; "
         "t.sdxl_tokenizers()[0].count('a'); "
         "sys.exit(0 if light and not {'torch', 'mindspore', 'clip'} & set(sys.modules) else 1)"
     )

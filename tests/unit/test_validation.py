@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from library.data.dataset import TrainDataset
-from library.data.dataset_metadata import dataset_metadata
+from library.data.report.dataset_metadata import dataset_metadata
 from library.data.run_rng import RunRng
-from library.data.tokenizer import sdxl_tokenizers
-from library.data.validation import split_positions
+from library.data.scan.validation import split_positions
+from library.data.text.tokenizer import sdxl_tokenizers
 from library.settings.config_util import DatasetConfig, SubsetConfig
 
 

@@ -1,0 +1,1 @@
+"""What only tools use: tagging, cleaning, merging, resizing and importing data sets."""

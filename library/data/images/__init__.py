@@ -1,0 +1,1 @@
+"""Pixels: reading, colours, resizing, cropping, variation."""

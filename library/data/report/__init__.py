@@ -1,0 +1,1 @@
+"""What a person sees of the data: the plan, the report page, previews, the saved file's metadata."""

@@ -1,0 +1,81 @@
+"""All in which devices differ: one frozen record, with a row for a CPU and one for Ascend.
+
+``setup.init_device`` chooses the row; whoever computes is given it in a ``Device``. What the CPU's entries gain is
+measured in docs/log/performance.md.
+"""
+
+from dataclasses import dataclass, replace
+
+import mindspore as ms
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceProfile:
+    """How this device wants things done."""
+
+    name: str
+    """As ``--device`` has it."""
+    is_host: bool
+    """Tensors lie in the host's memory: NumPy computes on them in place, and calls are over when they return."""
+    half_precision: bool
+    """Has kernels for float16 and bfloat16."""
+    fused_attention: bool
+    """Has fused attention; it needs half precision."""
+    max_scores: int
+    """Attention scores that are computed at once. A CPU takes so few that its caches hold them."""
+    explicit_broadcast: bool
+    """Repeat columns by a product with ones: MindSpore's CPU kernels broadcast through an index table of 16 bytes per
+    value, which they keep for good, and take three times as long."""
+    gather_heads: bool
+    """Bring attention heads into their place by gathering rows: MindSpore's CPU kernel for a transposition keeps a
+    table of 8 bytes per value for good."""
+    own_conv_gradient: bool
+    """Form large gradients of convolutions' inputs out of other operations: MindSpore's CPU kernel for them keeps the
+    memory of its columns for good, and adds them up on one thread."""
+    place_threads: bool
+    """Give each of MindSpore's worker threads a core of its own (``cores``)."""
+
+
+CPU = DeviceProfile(
+    name="CPU",
+    is_host=True,
+    half_precision=False,
+    fused_attention=False,
+    max_scores=1 << 22,
+    explicit_broadcast=True,
+    gather_heads=True,
+    own_conv_gradient=True,
+    place_threads=True,
+)
+ASCEND = DeviceProfile(
+    name="Ascend",
+    is_host=False,
+    half_precision=True,
+    fused_attention=True,
+    max_scores=1 << 24,
+    explicit_broadcast=False,
+    gather_heads=False,
+    own_conv_gradient=False,
+    place_threads=False,
+)
+PROFILES = (CPU, ASCEND)
+
+
+@dataclass(frozen=True)
+class Device:
+    """How a run computes."""
+
+    profile: DeviceProfile
+    dtype: ms.Type = ms.float32
+    """Type of the frozen weights and of what flows between blocks."""
+    compiled: bool = True
+    """Compile blocks to graphs; False runs operation by operation, for debugging."""
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of a value of that type."""
+        return 4 if self.dtype == ms.float32 else 2
+
+    def uncompiled(self) -> "Device":
+        """The same without graphs."""
+        return replace(self, compiled=False)

@@ -1,0 +1,1 @@
+"""Stable Diffusion XL: the only place that knows its facts."""

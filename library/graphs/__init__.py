@@ -1,0 +1,1 @@
+"""The tracing compiler: block functions to compiled programs and their gradients."""
