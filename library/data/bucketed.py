@@ -11,7 +11,7 @@ from library.data.buckets import BucketSelector, Placement, Size, batch_list, ro
 from library.data.images.augment import Face, face_in_name
 from library.data.images.image_util import MAX_PIXELS
 from library.data.scan.scan import Findings, SubsetScan, some
-from library.settings.config_util import BUCKET_STEPS_MULTIPLE, DatasetConfig, SubsetConfig
+from library.settings.config_util import DatasetConfig, SubsetConfig
 from library.settings.counted import counted
 
 
@@ -87,10 +87,10 @@ def build_bucketed(
     Images without a size are passed over (the reason is in `findings` already); images that fit no bucket and
     impossible sizes are added to `findings.problems`.
     """
-    if not config.enable_bucket and any(side % BUCKET_STEPS_MULTIPLE for side in config.resolution):
+    if not config.enable_bucket and any(side % config.size_step for side in config.resolution):
         findings.problems.append(
             f"{config.source}: resolution {config.resolution[0]} x {config.resolution[1]} has to be a multiple of "
-            f"{BUCKET_STEPS_MULTIPLE} on both sides when enable_bucket is off"
+            f"{config.size_step} on both sides when enable_bucket is off"
         )
     balanced = _repeats(scans, findings, config)
     selector = _selector(config)

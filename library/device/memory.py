@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from library.device.setup import Device
+from library.device.profile import Device
 
 _GROUPS = Path("/sys/fs/cgroup")
 _GROUP_LIMITS = (
@@ -19,7 +19,7 @@ def available_memory(device: Device) -> float:
     On a CPU it is what the machine has free, or what the process's control group leaves it if that is less.
     """
     limits = [math.inf]
-    if device.name != "CPU":
+    if not device.profile.is_host:
         return math.inf
     try:
         meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

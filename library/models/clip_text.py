@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 from mindspore import Tensor
 
+from library.data.text.tokenizer import EOS
 from library.graphs import kernels
 from library.graphs.block import Block, LayerOptions, Layers
 from library.graphs.operations import batch_matmul, gather_rows
@@ -17,7 +18,7 @@ from library.graphs.values import Value
 from library.models.unet import Run
 from library.models.weights import make_block, named_block
 
-END_OF_TEXT = 49407
+TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
 
 
 # --- block functions ------------------------------------------------------------------------------------------------
@@ -110,6 +111,6 @@ def clip_text_forward(spec: ClipTextSpec, run: Run, ids_BT: np.ndarray) -> tuple
     if spec.pool is None:
         return hidden, None
     last = run(spec.layers[-1], hidden)
-    first_end = (ids_BT == END_OF_TEXT).argmax(axis=1)
+    first_end = (ids_BT == EOS).argmax(axis=1)
     one_hot = np.eye(ids_BT.shape[1], dtype=np.float32)[first_end]
     return hidden, run(spec.pool, last, Tensor(one_hot))

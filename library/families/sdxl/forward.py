@@ -4,21 +4,19 @@ Shapes: B batch, N chunks of 77 tokens per caption, T = 75 N + 2 joined tokens, 
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor
 
+from library.data.text.tokenizer import CHUNK
+from library.families.sdxl.facts import SIZE_EMBEDDING_WIDTH
 from library.graphs.block import Block, Layers
 from library.graphs.operations import concat, narrow
 from library.graphs.values import Value
 from library.models.clip_text import ClipTextSpec, clip_text_forward
 from library.models.unet import Run, UNetSpec, sinusoidal_embedding, unet_forward
-
-SIZE_EMBEDDING_WIDTH = 256  # SDXL: per number; six numbers
-CHUNK_TOKENS = 75
-"""Content tokens per chunk; with begin and end 77."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,9 @@ def join_context(chunks: int) -> Block:
         hidden = concat((hidden1, hidden2), -1)
         if chunks == 1:
             return hidden
-        width, length = hidden.shape[-1], CHUNK_TOKENS + 2
+        width, length = hidden.shape[-1], CHUNK
         hidden = hidden.reshape(-1, chunks, length, width)
-        middle = narrow(hidden, 2, 1, CHUNK_TOKENS).reshape(-1, chunks * CHUNK_TOKENS, width)
+        middle = narrow(hidden, 2, 1, (CHUNK - 2)).reshape(-1, chunks * (CHUNK - 2), width)
         tokens = hidden.reshape(-1, chunks * length, width)
         return concat((narrow(tokens, 1, 0, 1), middle, narrow(tokens, 1, chunks * length - 1, 1)), 1)
 
@@ -101,7 +99,7 @@ def join_vector(chunks: int) -> Block:
 
 
 def encode_text(
-    spec: TextSpec, run: Run, token_ids: tuple[np.ndarray, np.ndarray], token_weights_BNT: np.ndarray | None = None
+    spec: TextSpec, run: Run, token_ids: Sequence[np.ndarray], token_weights_BNT: np.ndarray | None = None
 ) -> TextOutputs:
     """Token ids of both encoders, each [B, N, 77], to conditioning; ``pooled_BD`` still has all chunks [B*N, D].
 
