@@ -152,7 +152,7 @@ def _covers(size: Size, target: Size) -> bool:
 
 
 def _face(config: DatasetConfig, subset: SubsetConfig, path: Path, size: Size) -> Face | None:
-    """The face that crops are drawn around: without buckets, in an image that is large enough (inventory 2.6)."""
+    """The face that crops are drawn around: without buckets, in an image that is large enough, as kohya has it."""
     if subset.face_crop_aug_range is None or config.enable_bucket or not _covers(size, config.resolution):
         return None
     return face_in_name(path)
@@ -183,8 +183,8 @@ def _place(
     """Placement of an image, and the size told to the model.
 
     With random_crop and without buckets the crop is cut from the image at its own scale where it is large enough, and
-    the model is told the crop's size (inventory 3.4), as it is of crops around a face; in all other cases the image is
-    scaled to cover its bucket.
+    the model is told the crop's size, as kohya does, and as it is of crops around a face; in all other cases the image
+    is scaled to cover its bucket.
     """
     target = config.resolution
     if face is not None:
@@ -234,9 +234,10 @@ def _repeats(scans: Sequence[SubsetScan], findings: Findings, config: DatasetCon
 
 
 def balance_repeats(given: Sequence[int], wanted: int) -> list[int]:
-    """How often each regularisation image is used so that together they reach `wanted` samples (inventory 2.6).
+    """How often each regularisation image is used so that together they reach `wanted` samples.
 
     The first lap gives each its own number, later laps one more each; it stops as soon as `wanted` is reached.
+    Source: kohya's DreamBoothDataset.
     """
     repeats = [0] * len(given)
     total = 0

@@ -6,7 +6,7 @@ most 100 kernels the calling thread starts the kernels instead of the first work
 has two workers share another, for seconds on end: every kernel then takes twice as long. So each worker gets a core of
 its own. The caller shares one of them: the first worker's where it starts kernels itself, since that worker sleeps
 between kernels while the others look out for the next one without a break; else the last worker's, since the first one
-is busy (docs/performance.md).
+is busy (docs/log/performance.md).
 """
 
 import functools

@@ -1,7 +1,7 @@
 """How much memory a run will take, before anything is loaded, and which options make it fit.
 
 The counts are those of the program: weights by their shapes, the vectors of what is trained, what the forward pass
-leaves behind (models.footprint). Checked against measured peaks in docs/performance.md.
+leaves behind (models.footprint). Checked against measured peaks in docs/log/performance.md.
 """
 
 import logging

@@ -231,7 +231,7 @@ def _is_mixed(check: Checker, count: int, of: int, what: str, place: str) -> boo
 
 
 def _note_unused_separator(check: Checker, values: Table, place: str) -> None:
-    """Say where keep_tokens_separator is trained as text, as in the original (inventory 2.5)."""
+    """Say where keep_tokens_separator is trained as text, as in kohya's process_caption."""
     if values.get("keep_tokens_separator") and not any(values.get(name) for name in REARRANGING_KEYS):
         check.notes.append(
             f"{place}: keep_tokens_separator has no effect and stays in captions as text, since none of "

@@ -88,7 +88,8 @@ def load_weights(
     Args:
         name_or_path: a single .safetensors file, a diffusers folder, or a hub name.
         vae: a file or folder whose VAE replaces the model's own.
-        te2_projection: ``correct`` transposes a single file's text_projection, ``kohya`` does not.
+        te2_projection: ``correct`` puts the transpose of a single file's text_projection P into the linear layer, which
+            then computes ``hidden @ P``; ``kohya`` puts P itself there, as the original does: ``hidden @ P.T``.
         dtype: type of the UNet's and text encoders' weights; the VAE is float32.
         file_type: ``OutlineFile`` checks all and reads only shapes, ``TextEncodersFile`` the text encoders too.
 

@@ -103,7 +103,8 @@ def encode_text(
 ) -> TextOutputs:
     """Token ids of both encoders, each [B, N, 77], to conditioning; ``pooled_BD`` still has all chunks [B*N, D].
 
-    Token weights multiply the hidden states of both encoders; the pooled output knows nothing of them (inventory 5.3).
+    Token weights multiply the hidden states of both encoders; the pooled output knows nothing of them, as in
+    kohya's SdxlTextEncodingStrategy.
     """
     batch, chunks, length = token_ids[0].shape
     ids1, ids2 = (ids.reshape(batch * chunks, length) for ids in token_ids)
