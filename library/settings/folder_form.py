@@ -26,8 +26,8 @@ def run_dataset_configs(
 ) -> tuple[DatasetConfig, ...]:
     """The data sets of a run, from the flags of these names; the dataset file wins, as in the original.
 
-    `defaults`: the command line's fallbacks, see load_dataset_configs. `size_step`: see DatasetConfig. Raises UsageError
-    that lists every problem.
+    `defaults`: the command line's fallbacks, see load_dataset_configs. `size_step`: see DatasetConfig. Raises
+    UsageError that lists every problem.
     """
     if dataset_config:
         return load_dataset_configs(dataset_config, defaults, masked_loss=masked_loss, size_step=size_step)

@@ -136,7 +136,7 @@ class _Traced:
         return op.maximum(x, least)
 
     def mean(self, x: Value, axes: tuple[int, ...]) -> Value:
-        return op.mean_over(x, axes)
+        return op.mean(x, axes, keepdims=True)
 
 
 HOST, TRACED = _Host(), _Traced()
