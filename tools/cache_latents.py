@@ -26,10 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work(args, dataset, device) -> None:  # type: ignore[no-untyped-def]
         weights = load_vae_weights(args.model.vae or args.model.pretrained_model_name_or_path)
-        digest, vae = vae_digest(weights), load_vae(weights, device)
-        cache_latents(
-            SdxlFamily(), dataset, args.cache, digest, lambda images: vae.encode(images, args.cache.vae_batch_size)
-        )
+        digest, vae, at_once = vae_digest(weights), load_vae(weights, device), args.cache.vae_batch_size
+        cache_latents(SdxlFamily(), dataset, args.cache, digest, lambda images: vae.encode(images, at_once))
 
     cache = CacheArgs(cache_latents=True, cache_latents_to_disk=True)
     return run_tool(read_options(argv, "Encode images and keep their latents beside them.", cache), work)
