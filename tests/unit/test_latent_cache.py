@@ -14,7 +14,7 @@ from library.data.bucketed import PlacedImage
 from library.data.cache import cache_store
 from library.data.cache.latent_cache import LatentCache, latent_items
 from library.files.npz_files import read_npz
-from tests.unit.caching_help import Disk, draw_image, encode, entry_of, pixels, placed, sample
+from tests.unit.caching_help import LATENTS, Disk, draw_image, encode, entry_of, pixels, placed, sample
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_one_size_reached_in_two_ways_is_refused(image: PlacedImage) -> None:
     with pytest.raises(ValueError, match="resize it in two ways"):
         Disk([image, placed(image.path, resize_interpolation="nearest")])
     both = [image, placed(image.path, resize_interpolation="nearest")]
-    assert len(latent_items(both, "", None)) == 2, "in memory there is room for both"
+    assert len(latent_items(both, "", None, LATENTS)) == 2, "in memory there is room for both"
 
 
 def test_a_file_that_breaks_during_training_is_named(image: PlacedImage) -> None:
