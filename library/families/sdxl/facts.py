@@ -1,17 +1,12 @@
-"""What is true of SDXL and not of every Stable Diffusion."""
-
-from library.graphs.block import LayerOptions
+"""Numbers and names that are true of SDXL and not of every Stable Diffusion. No MindSpore."""
 
 LATENT_SCALE = 0.13025  # sd_xl_base.yaml, scale_factor: one over the standard deviation of the training latents
 SIZE_STEP = 32
 """The VAE halves a picture three times, the UNet twice more."""
 HEAD_WIDTH = 64
 """Of the UNet's attention and of both text encoders'."""
-UNET_OPTIONS = LayerOptions(head_width=HEAD_WIDTH, groups=32)
-TEXT_1_OPTIONS = LayerOptions(head_width=HEAD_WIDTH, activation="quick_gelu")
-"""CLIP ViT-L."""
-TEXT_2_OPTIONS = LayerOptions(head_width=HEAD_WIDTH, activation="gelu")
-"""OpenCLIP ViT-bigG."""
+GROUPS = 32
+"""Of every group normalisation."""
 SIZE_NUMBERS = 6
 """Original height and width, crop top and left, target height and width."""
 SIZE_EMBEDDING_WIDTH = 256

@@ -27,21 +27,20 @@ from library.families.base import (
 from library.families.sdxl import forward
 from library.families.sdxl.checkpoint import OutlineFile, load_weights
 from library.families.sdxl.facts import (
+    GROUPS,
+    HEAD_WIDTH,
     HIDDEN_1,
     HIDDEN_2,
     LATENT_SCALE,
     POOLED,
     SIZE_NUMBERS,
     SIZE_STEP,
-    TEXT_1_OPTIONS,
-    TEXT_2_OPTIONS,
     TEXT_2_PAD,
-    UNET_OPTIONS,
 )
 from library.families.sdxl.forward import SdxlSpec, TextOutputs, TextSpec
 from library.families.sdxl.targets import lora_targets
 from library.files.safetensors_utils import SafetensorsFile
-from library.graphs.block import Block
+from library.graphs.block import Block, LayerOptions
 from library.graphs.layer_target import LayerTarget
 from library.graphs.program import Forward, bind
 from library.models.clip_text import TOKEN_EMBEDDING, infer_clip_text_spec
@@ -52,6 +51,11 @@ from library.models.weights import to_tensors
 from library.training.diffusion import Draws
 from library.training.step import StepInputs
 
+UNET_OPTIONS = LayerOptions(head_width=HEAD_WIDTH, groups=GROUPS)
+TEXT_1_OPTIONS = LayerOptions(head_width=HEAD_WIDTH, activation="quick_gelu")
+"""CLIP ViT-L."""
+TEXT_2_OPTIONS = LayerOptions(head_width=HEAD_WIDTH, activation="gelu")
+"""OpenCLIP ViT-bigG."""
 CONTEXT, POOLED_TEXT = "context", "pooled"
 """Names of conditioning: hidden states of both encoders side by side [B, T, D], pooled output of the second."""
 
