@@ -1,12 +1,10 @@
 """Which core each of MindSpore's threads runs on, on a CPU.
 
-MindSpore has a worker thread for each core: the first runs graphs, the others help it with kernels. In a graph of at
-most 100 kernels the calling thread starts the kernels instead of the first worker, and waits for both in a loop of
-``sched_yield``, which the system takes for work. Left alone, it often gives the waiting thread a core of its own and
-has two workers share another, for seconds on end: every kernel then takes twice as long. So each worker gets a core of
-its own. The caller shares one of them: the first worker's where it starts kernels itself, since that worker sleeps
-between kernels while the others look out for the next one without a break; else the last worker's, since the first one
-is busy (docs/performance.md).
+MindSpore has a worker thread for each core: the first runs graphs, the others help it with kernels. The calling thread
+waits for them in a loop of ``sched_yield``, which the system takes for work. Left alone, it often gives the waiting
+thread a core of its own and has two workers share another, for seconds on end: every kernel then takes twice as long.
+So each worker gets a core of its own, and the caller shares that of the last one, since the first is the busiest. What
+it gains is in docs/log/performance.md.
 """
 
 import functools
@@ -14,38 +12,18 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from library.device.profile import DeviceProfile
 
-STARTED_BY_CALLER = 100
-"""Up to so many kernels of a graph are started by the calling thread (MindSpore 2.7)."""
 _TASKS = Path("/proc/self/task")
 _WORKER_NAMES = ("ActorThread_", "KernelThread_")
 
 
-@dataclass(frozen=True)
-class _Seats:
-    """Cores for the calling thread."""
-
-    starting: int
-    """While it starts kernels itself."""
-    waiting: int
-    """While it waits for a graph."""
-
-
 class _Caller(threading.local):
-    """Where the calling thread is, while it is placed."""
+    """Of the calling thread."""
 
-    seats: _Seats | None = None
-    core = -1
-
-    def move(self, core: int) -> None:
-        if core != self.core:
-            with suppress(OSError):  # the system took the core away meanwhile; a wrong place costs time only
-                os.sched_setaffinity(0, {core})
-                self.core = core
+    is_placed = False
 
 
 _caller = _Caller()
@@ -59,25 +37,19 @@ def settled(profile: DeviceProfile) -> Iterator[None]:
     on the caller's core. Does nothing on devices without it, before MindSpore has workers (the first graph), with
     fewer cores than workers, on systems other than Linux, where the system refuses it, and inside itself.
     """
-    seats = _place(_worker_threads()) if profile.place_threads and _caller.seats is None else None
-    if seats is None:
+    core = _place(_worker_threads()) if profile.place_threads and not _caller.is_placed else None
+    if core is None:
         yield
         return
     before = os.sched_getaffinity(0)
-    _caller.seats = seats
-    _caller.move(seats.waiting)
+    with suppress(OSError):  # the system took the core away meanwhile; a wrong place costs time only
+        os.sched_setaffinity(0, {core})
+    _caller.is_placed = True
     try:
         yield
     finally:
-        _caller.seats, _caller.core = None, -1
+        _caller.is_placed = False
         os.sched_setaffinity(0, before)
-
-
-def sit_for(kernels: int) -> None:
-    """Take the calling thread to where it disturbs a graph of so many kernels least; only while it is ``settled``."""
-    if _caller.seats is not None:
-        starts = kernels <= STARTED_BY_CALLER
-        _caller.move(_caller.seats.starting if starts else _caller.seats.waiting)
 
 
 def _worker_threads() -> tuple[int, ...]:
@@ -90,7 +62,7 @@ def _worker_threads() -> tuple[int, ...]:
 
 
 @functools.cache
-def _place(workers: tuple[int, ...]) -> _Seats | None:
+def _place(workers: tuple[int, ...]) -> int | None:
     """Give each worker a core, once; returns the caller's. None where there is nothing to place, or no permission."""
     cores = sorted(os.sched_getaffinity(0)) if workers else []
     if len(workers) < 2 or len(cores) < len(workers):
@@ -100,4 +72,4 @@ def _place(workers: tuple[int, ...]) -> _Seats | None:
             os.sched_setaffinity(worker, {core})
     except OSError:
         return None
-    return _Seats(starting=cores[0], waiting=cores[len(workers) - 1])
+    return cores[len(workers) - 1]

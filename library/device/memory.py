@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from library.device.setup import Device
+from library.device.profile import Device
 
 _GROUPS = Path("/sys/fs/cgroup")
 _GROUP_LIMITS = (
@@ -16,11 +16,12 @@ _GROUP_LIMITS = (
 def available_memory(device: Device) -> float:
     """Bytes that a run on this device may use; infinite where nobody says.
 
-    On a CPU it is what the machine has free, or what the process's control group leaves it if that is less.
+    Where tensors lie in the host's memory, it is what the machine has free, or what the process's control group leaves
+    it if that is less.
     """
-    limits = [math.inf]
-    if device.name != "CPU":
+    if not device.profile.is_host:
         return math.inf
+    limits = [math.inf]
     try:
         meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         limits.append(int(meminfo["MemAvailable"].split()[0]) * 1024)

@@ -13,7 +13,6 @@ import mindspore as ms
 from mindspore import JitConfig, Tensor
 from mindspore.common.api import _JitExecutor, _pynative_executor
 
-from library.device import cores
 from library.device.profile import DeviceProfile
 from library.graphs.values import Constant, Node, Trace, Value
 
@@ -43,7 +42,7 @@ class GraphFunction:
         self._function: Callable[..., Any] | None = None
         if results:
             function = _write(nodes, [inputs[i] for i in self.used], results)
-            self._function = _Graph(function, len(nodes)) if compiled else function
+            self._function = _Graph(function) if compiled else function
 
     def __call__(self, arguments: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """The outputs, given a tensor for each input; for one that is not used, None will do."""
@@ -59,9 +58,8 @@ class _Graph:
     ``ms.jit`` is asked for the graph's name once, and the graph is then run by that name.
     """
 
-    def __init__(self, function: Callable[..., Any], kernels: int) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
-        self._kernels = kernels
         # 0 for the time of creation: functions differ by their names.
         self._executor = _JitExecutor(function, 0, jit_config=JitConfig(jit_level="O0"))
         self._name: str | None = None
@@ -71,7 +69,6 @@ class _Graph:
             results = self._executor(*tensors)
             self._name = self._executor.compile(self._function.__name__, *tensors)
             return results
-        cores.sit_for(self._kernels)
         _pynative_executor.set_jit_compile_phase(self._name)
         return _pynative_executor.grad_jit(*tensors)
 

@@ -20,8 +20,6 @@ _INV_SQRT2 = 1.0 / math.sqrt(2.0)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 MIN_QUERIES = 128
 """Attention is not cut into parts of fewer queries."""
-TURN_FROM = 2
-"""Pixels for each channel of a convolution's result from which turning weights costs less than adding up columns."""
 MAX_COLUMNS = 1 << 24
 """Values in a convolution's columns that are formed at once."""
 MAX_KEPT_COLUMNS = 1 << 21
@@ -52,30 +50,13 @@ def conv2d(x_BCHW: Value, weight: Value, bias: Value | None, stride: int, paddin
 
 
 def _conv2d_with_own_gradient(x_BCHW: Value, weight: Value, stride: int, padding: int) -> Value:
-    """A convolution; where there are many pixels the gradient of its input is one too, else it is made of columns."""
+    """A convolution whose input's gradient is made of columns."""
 
     def gradient(d: Value, y: Value) -> tuple[Value, Value]:
-        out_channels, _, kernel, _ = weight.shape
-        if stride == 1 and math.prod(d.shape[2:]) >= TURN_FROM * out_channels:
-            d_x = op.conv2d(d, _turned(weight), 1, kernel - 1 - padding)
-        else:
-            d_x = _folded(d, weight, x_BCHW.shape, stride, padding)
-        return d_x, op.conv2d_weight_gradient(d, x_BCHW, weight, stride, padding)
+        d_x = _folded(d, weight, x_BCHW.shape, stride, padding)
+        return d_x, op.conv2d_weight_gradient(d, x_BCHW, weight.shape, stride, padding)
 
     return with_gradient(lambda x, w: op.conv2d(x, w, stride, padding), gradient, x_BCHW, weight)
-
-
-def _turned(weight: Value) -> Value:
-    """[out, in, k, k] to [in, out, k, k], each k x k turned by 180 degrees: what leads a gradient back."""
-    out_channels, channels, kernel, _ = weight.shape
-    squares = op.gather_rows(weight.reshape(-1, kernel**2), _places_exchanged(1, out_channels, channels))
-    return op.matmul(squares, _reversal(kernel**2)).reshape(channels, out_channels, kernel, kernel)
-
-
-@functools.cache
-def _reversal(count: int) -> Constant:
-    """The matrix that turns the order of columns round."""
-    return Constant(np.ascontiguousarray(np.eye(count, dtype=np.float32)[::-1]))
 
 
 def _folded(d: Value, weight: Value, shape: Shape, stride: int, padding: int) -> Value:
@@ -110,7 +91,7 @@ def group_norm(
     eps: float,
     product: Callable[[Value], Value] = lambda y: y,
 ) -> Value:
-    """Group normalisation, statistics in float32. Its weights are never trained and get no gradient.
+    """Group normalisation, statistics in float32.
 
     ``product``: see ``_centred``.
     """
@@ -128,15 +109,19 @@ def group_norm(
         return _columns(per_channel, height * width)
 
     def gradient(d_out: Value, out: Value) -> tuple[Value | None, ...]:
-        d = d_out.astype(mstype.float32).reshape(batch * channels, -1) * gain()
-        d = _norm_gradient(d.reshape(batch * groups, -1), centred, scale)
-        return d.reshape(x_BCHW.shape).astype(x_BCHW.dtype), None, None
+        d_out = d_out.astype(mstype.float32)
+        d = d_out.reshape(batch * channels, -1)
+        # Of each channel of each image: the sum over its pixels, times its group's scale.
+        d_weight = op.sum(d * centred.reshape(batch * channels, -1), -1).reshape(batch, groups, -1)
+        d_weight = op.sum(d_weight * scale.reshape(batch, groups, 1), 0).reshape(-1)
+        d = _norm_gradient((d * gain()).reshape(batch * groups, -1), centred, scale)
+        return d.reshape(x_BCHW.shape).astype(x_BCHW.dtype), d_weight, op.channel_sum(d_out)
 
     return with_gradient(forward, gradient, x_BCHW, weight, bias)
 
 
 def layer_norm(rows: Value, weight: Value, bias: Value, product: Callable[[Value], Value] = lambda y: y) -> Value:
-    """Layer normalisation of rows with eps 1e-5, statistics in float32. Its weights get no gradient.
+    """Layer normalisation of rows with eps 1e-5, statistics in float32.
 
     ``product``: see ``_centred``.
     """
@@ -147,8 +132,10 @@ def layer_norm(rows: Value, weight: Value, bias: Value, product: Callable[[Value
         return op.bias_add(centred * _outer(scale, weight), bias).astype(rows.dtype)
 
     def gradient(d_out: Value, out: Value) -> tuple[Value | None, ...]:
-        d = d_out.astype(mstype.float32) * _outer(scale, weight)
-        return _norm_gradient(d, centred, scale).astype(rows.dtype), None, None
+        d_out = d_out.astype(mstype.float32)
+        d = _norm_gradient(d_out * _outer(scale, weight), centred, scale)
+        d_weight = op.matmul_tn(d_out * centred, scale).reshape(-1)
+        return d.astype(rows.dtype), d_weight, op.channel_sum(d_out)
 
     return with_gradient(forward, gradient, rows, weight, bias)
 
@@ -160,10 +147,10 @@ def _centred(rows: Value, eps: float, product: Callable[[Value], Value]) -> tupl
     ``block.Layers``), unless the rows are half as large.
     """
     centred = rows.astype(mstype.float32)
-    centred = centred - _columns(op.row_mean(centred), rows.shape[1])
+    centred = centred - _columns(op.mean(centred, -1, keepdims=True), rows.shape[1])
     if rows.dtype == mstype.float32:
         centred = product(centred)
-    return centred, op.rsqrt(op.row_mean(centred * centred) + eps)
+    return centred, op.rsqrt(op.mean(centred * centred, -1, keepdims=True) + eps)
 
 
 def _norm_gradient(d_scaled: Value, centred: Value, scale: Value) -> Value:
@@ -172,8 +159,8 @@ def _norm_gradient(d_scaled: Value, centred: Value, scale: Value) -> Value:
     With n = centred * scale and g the gradient with respect to n, it is scale * (g - mean(g) - n * mean(g * n)).
     """
     width = centred.shape[1]
-    along = op.row_mean(d_scaled * centred) * (scale * scale)
-    return d_scaled - _columns(op.row_mean(d_scaled), width) - centred * _columns(along, width)
+    along = op.mean(d_scaled * centred, -1, keepdims=True) * (scale * scale)
+    return d_scaled - _columns(op.mean(d_scaled, -1, keepdims=True), width) - centred * _columns(along, width)
 
 
 def _columns(column_R1: Value, width: int) -> Value:
@@ -324,7 +311,7 @@ def _less_common(x_BNSH: Value) -> Value:
 
 def _softmax_gradient(p: Value, d_p: Value) -> Value:
     """Gradient of softmax's input, rows of p being its output; for its order see ``_attention_of_heads``."""
-    return p * (d_p - _columns(op.row_sum(p * d_p), p.shape[-1]))
+    return p * (d_p - _columns(op.sum(p * d_p, -1, keepdims=True), p.shape[-1]))
 
 
 def _split_heads(rows: Value, batch: int, head_width: int) -> Value:

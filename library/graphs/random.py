@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import dtype as mstype
 
-from library.graphs.operations import at_least, bit_and, bit_xor, counting, shift_right, whole
+from library.graphs.operations import arange, at_least, bit_and, bit_xor, int32_scalar, shift_right
 from library.graphs.values import Value
 
 _MIX1 = 0x7FEB352D
@@ -20,8 +20,8 @@ _LOW_24_BITS = 0xFFFFFF
 
 
 def _mix(x: Value) -> Value:
-    x = bit_xor(x, bit_and(shift_right(x, 16), 0xFFFF)) * whole(_MIX1)
-    x = bit_xor(x, bit_and(shift_right(x, 15), 0x1FFFF)) * whole(_MIX2)
+    x = bit_xor(x, bit_and(shift_right(x, 16), 0xFFFF)) * int32_scalar(_MIX1)
+    x = bit_xor(x, bit_and(shift_right(x, 15), 0x1FFFF)) * int32_scalar(_MIX2)
     return bit_xor(x, bit_and(shift_right(x, 16), 0xFFFF))
 
 
@@ -34,11 +34,11 @@ def uniform(rows: int, columns: int, key: Value, salt: int) -> Value:
         key: int32 scalar; another key gives independent numbers.
         salt: a constant below 2**31 that tells apart several draws with one key.
     """
-    start = _mix(key + whole(salt))
+    start = _mix(key + int32_scalar(salt))
     # The counters are added to the key before they are multiplied: a product of constants is folded by MindSpore 2.7's
     # graph compiler in float32, which loses its low bits.
-    row = _mix((start + counting(rows)) * whole(_GOLDEN))
-    column = (start + counting(columns)) * whole(_MIX1)
+    row = _mix((start + arange(rows)) * int32_scalar(_GOLDEN))
+    column = (start + arange(columns)) * int32_scalar(_MIX1)
     bits = _mix(row.reshape(rows, 1) + column.reshape(1, columns))
     return bit_and(bits, _LOW_24_BITS).astype(mstype.float32) * (1.0 / (1 << 24))
 

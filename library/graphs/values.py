@@ -5,11 +5,11 @@ operations, out of which ``graph_code`` makes the function that MindSpore compil
 way (which layers have a bias, which have adapters, how many chunks) costs the graph compiler nothing
 (docs/decisions/0006).
 
-Given plain tensors, every operation here is carried out at once.
+Given plain tensors, every operation here is carried out at once. Operations on constants alone give a constant.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -21,7 +21,11 @@ from library.device.profile import DeviceProfile
 
 Shape = tuple[int, ...]
 Gradient = Callable[..., tuple[Union["Value", None], ...]]
-"""(gradient of the output, the output) -> gradient of each input; None where there is none."""
+"""(gradient of the output, the output) -> gradient of each input; None for an input that cannot have one, which is an
+error where that input's gradient is needed. A gradient that is zero everywhere is ``zeros_like(input)``."""
+Slope = Callable[["Value", "Value"], "Value"]
+FLOATS = tuple(map(str, (ms.float32, ms.float16, ms.bfloat16)))
+"""Types of what has a gradient."""
 
 
 class Value:
@@ -44,13 +48,31 @@ class Value:
         return self.trace.profile
 
     def __add__(self, other: Any) -> Any:
-        return _binary(_ADD, self, other, lambda d, y: (d, d))
+        return elementwise(_ADD, self, other, lambda d, out: d, lambda d, out: d)
+
+    def __radd__(self, other: Any) -> Any:
+        return self + other
 
     def __sub__(self, other: Any) -> Any:
-        return _binary(_SUB, self, other, lambda d, y: (d, d * -1.0))
+        return elementwise(_SUB, self, other, lambda d, out: d, lambda d, out: -d)
+
+    def __rsub__(self, other: Any) -> Any:
+        return full((), other, self.dtype) - self
 
     def __mul__(self, other: Any) -> Any:
-        return _binary(_MUL, self, other, lambda d, y: (d * other, d * self if isinstance(other, Value) else None))
+        return elementwise(_MUL, self, other, lambda d, out: d * other, lambda d, out: d * self)
+
+    def __rmul__(self, other: Any) -> Any:
+        return self * other
+
+    def __truediv__(self, other: Any) -> Any:
+        return elementwise(_DIV, self, other, lambda d, out: d / other, lambda d, out: -(d * out / other))
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return full((), other, self.dtype) / self
+
+    def __neg__(self) -> Any:
+        return apply(_NEG, (self,), shape=self.shape, gradient=lambda d, y: (-d,))
 
     def reshape(self, *shape: Any) -> "Value":
         """The same elements in another shape; one size may be -1."""
@@ -63,12 +85,14 @@ class Value:
         return apply(_RESHAPE, (self,), (sizes,), shape=sizes, gradient=lambda d, y: (d.reshape(self.shape),))
 
     def astype(self, dtype: ms.Type) -> "Value":
-        """The same elements in another type."""
+        """The same elements in another type. What went through whole numbers has no gradient."""
         if dtype == self.dtype:
             return self
-        return apply(
-            _CAST, (self,), (dtype,), shape=self.shape, dtype=dtype, gradient=lambda d, y: (d.astype(self.dtype),)
-        )
+
+        def gradient(d: Value, y: Value) -> tuple[Value | None]:
+            return (d.astype(self.dtype) if str(self.dtype) in FLOATS and str(dtype) in FLOATS else None,)
+
+        return apply(_CAST, (self,), (dtype,), shape=self.shape, dtype=dtype, gradient=gradient)
 
 
 class Constant(Value):
@@ -76,9 +100,9 @@ class Constant(Value):
 
     __slots__ = ("tensor",)
 
-    def __init__(self, array: np.ndarray, dtype: ms.Type | None = None) -> None:
-        self.tensor = Tensor(array, dtype)
-        super().__init__(None, array.shape, self.tensor.dtype)
+    def __init__(self, content: np.ndarray | Tensor, dtype: ms.Type | None = None) -> None:
+        self.tensor = content if isinstance(content, Tensor) else Tensor(content, dtype)
+        super().__init__(None, tuple(self.tensor.shape), self.tensor.dtype)
 
 
 _full: dict[tuple[Shape, float, str], Constant] = {}
@@ -90,6 +114,11 @@ def full(shape: Shape, number: float, dtype: ms.Type = ms.float32) -> Constant:
     if key not in _full:
         _full[key] = Constant(np.full(shape, number, np.float32), dtype)
     return _full[key]
+
+
+def zeros_like(x: Any) -> Constant:
+    """Zeros in the shape and type of a value or tensor."""
+    return full(tuple(x.shape), 0.0, x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +143,14 @@ class _Step:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     gradient: Gradient | None
+    is_many: bool
+    """Whether the gradient is given tuples: of the outputs' gradients, and of the outputs."""
+
+    def gradients_of_inputs(self, flowing: Mapping[int, Value]) -> tuple[Value | None, ...]:
+        """From the gradients that have come to the outputs, by identity; an output without one counts nothing."""
+        assert self.gradient is not None, "an operation that has no gradient is on the way of one"
+        d_outputs = tuple(flowing[id(y)] if id(y) in flowing else zeros_like(y) for y in self.outputs)
+        return self.gradient(d_outputs, self.outputs) if self.is_many else self.gradient(d_outputs[0], self.outputs[0])
 
 
 class Trace:
@@ -153,13 +190,15 @@ class Trace:
         made = tuple(Value(self, shape, dtype) for shape, dtype in outputs)
         self.nodes.append(Node(function, inputs, attributes, made, packed_from, is_many))
         self._made[key] = made
-        self.add_step(inputs, made, gradient)
+        self.add_step(inputs, made, gradient, is_many)
         return made
 
-    def add_step(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...], gradient: Gradient | None) -> None:
-        """Say how the gradient of an output becomes those of the inputs."""
+    def add_step(
+        self, inputs: tuple[Value, ...], outputs: tuple[Value, ...], gradient: Gradient | None, is_many: bool = False
+    ) -> None:
+        """Say how the gradients of the outputs become those of the inputs; with ``is_many`` it is given tuples."""
         if not self._differentiating:
-            self._steps.append(_Step(inputs, outputs, gradient))
+            self._steps.append(_Step(inputs, outputs, gradient, is_many))
 
     def close_over(self, function: Callable[..., Value], inputs: tuple[Value, ...], gradient: Gradient) -> Value:
         """See ``with_gradient``."""
@@ -180,19 +219,30 @@ class Trace:
         for step in self._steps:
             if any(id(x) in depend for x in step.inputs):
                 depend.update(map(id, step.outputs))
+        computed_from = self._computed_from(wanted)
         flowing = {id(output): d_output}
         self._differentiating = True
         for step in reversed(self._steps):
-            d_outputs = [flowing.get(id(y)) for y in step.outputs]
-            if all(d is None for d in d_outputs) or not any(id(x) in depend for x in step.inputs):
+            if not any(id(y) in flowing for y in step.outputs) or not any(id(x) in depend for x in step.inputs):
                 continue
-            assert step.gradient is not None, "an operation without a gradient needs with_gradient around it"
-            for x, d_x in zip(step.inputs, step.gradient(d_outputs[0], step.outputs[0]), strict=True):
+            for x, d_x in zip(step.inputs, step.gradients_of_inputs(flowing), strict=True):
                 if id(x) in depend:
-                    assert d_x is not None and d_x.shape == x.shape, "no gradient for an input that is broadcast"
-                    flowing[id(x)] = flowing[id(x)] + d_x if id(x) in flowing else d_x
+                    assert d_x is not None and d_x.shape == x.shape, "an input whose gradient is needed has none"
+                    if d_x is not zeros_like(x):
+                        flowing[id(x)] = flowing[id(x)] + d_x if id(x) in flowing else d_x
+                else:
+                    assert id(x) not in computed_from, "the gradient of a gradient is not known"
         self._differentiating = False
-        return tuple(flowing[id(x)] if id(x) in flowing else full(x.shape, 0.0, x.dtype) for x in wanted)
+        assert id(output) in depend or id(output) not in computed_from, "the gradient of a gradient is not known"
+        return tuple(flowing[id(x)] if id(x) in flowing else zeros_like(x) for x in wanted)
+
+    def _computed_from(self, values: Iterable[Value]) -> set[int]:
+        """The identities of all values that some are used for, whether their gradients are known or not."""
+        computed = set(map(id, values))
+        for node in self.nodes:
+            if any(id(x) in computed for x in node.inputs):
+                computed.update(map(id, node.outputs))
+        return computed
 
 
 def apply(
@@ -218,17 +268,32 @@ def apply(
     """
     trace = _trace_of(inputs)
     if trace is None:
-        return function(*_packed(inputs, packed_from), *attributes)
+        result = function(*_packed(_tensors(inputs), packed_from), *attributes)
+        return Constant(result) if all(isinstance(x, Constant) for x in inputs) else result
     outputs = ((shape, dtype or inputs[0].dtype),)
     return trace.record(function, inputs, attributes, outputs, gradient, packed_from, False)[0]
 
 
-def apply_many(function: Callable[..., Any], inputs: tuple[Any, ...], shapes: Sequence[Shape]) -> tuple[Any, ...]:
-    """One operation with several outputs of one type, to be used in gradients and inside ``with_gradient``."""
+def apply_many(
+    function: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    shapes: Sequence[Shape],
+    gradient: Callable[..., tuple[Value | None, ...]] | None = None,
+) -> tuple[Any, ...]:
+    """One operation with several outputs of one type.
+
+    Args:
+        function: called as function(*inputs); returns a tuple.
+        inputs: values, or tensors.
+        shapes: of the outputs.
+        gradient: (tuple of the outputs' gradients, tuple of the outputs) -> gradient of each input.
+    """
     trace = _trace_of(inputs)
     if trace is None:
-        return tuple(function(*inputs))
-    return trace.record(function, inputs, (), tuple((shape, inputs[0].dtype) for shape in shapes), None, None, True)
+        results = function(*_tensors(inputs))
+        return tuple(map(Constant, results) if all(isinstance(x, Constant) for x in inputs) else results)
+    outputs = tuple((shape, inputs[0].dtype) for shape in shapes)
+    return trace.record(function, inputs, (), outputs, gradient, None, True)
 
 
 def with_gradient(function: Callable[..., Any], gradient: Gradient, *inputs: Any) -> Any:
@@ -241,6 +306,11 @@ def _trace_of(inputs: Iterable[Any]) -> Trace | None:
     return next((x.trace for x in inputs if isinstance(x, Value) and x.trace is not None), None)
 
 
+def _tensors(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Constants as the tensors that they are."""
+    return tuple(x.tensor if isinstance(x, Constant) else x for x in inputs)
+
+
 def _packed(inputs: tuple[Any, ...], packed_from: int | None) -> tuple[Any, ...]:
     return inputs if packed_from is None else (*inputs[:packed_from], inputs[packed_from:])
 
@@ -249,17 +319,31 @@ def _hashable(attribute: Any) -> Any:
     return str(attribute) if isinstance(attribute, ms.Type) else (type(attribute), attribute)
 
 
-def _binary(function: Callable[..., Any], x: Value, other: Any, gradient: Gradient) -> Any:
-    """x with a value, or with a number. The gradient of a value that is broadcast is not known."""
-    if not isinstance(other, Value):
-        return apply(function, (x,), (other,), shape=x.shape, gradient=lambda d, y: gradient(d, y)[:1])
-    shape = np.broadcast_shapes(x.shape, other.shape)
-    shapes = (x.shape, other.shape)
+def elementwise(function: Callable[..., Any], x: Value, y: Any, d_x: Slope, d_y: Slope) -> Any:
+    """x with y, which is a value or a number.
 
-    def unless_broadcast(d: Value, y: Value) -> tuple[Value | None, ...]:
-        return tuple(g if s == shape else None for g, s in zip(gradient(d, y), shapes, strict=True))
+    ``d_x`` and ``d_y`` make their gradients of (gradient of the output, the output), in the output's shape; an operand
+    that was repeated along some axes gets the sum over them.
+    """
+    if not isinstance(y, Value):
+        return apply(function, (x,), (y,), shape=x.shape, gradient=lambda d, out: (d_x(d, out),))
 
-    return apply(function, (x, other), shape=shape, gradient=unless_broadcast)
+    def gradient(d: Value, out: Value) -> tuple[Value, Value]:
+        return sum_to(d_x(d, out), x.shape), sum_to(d_y(d, out), y.shape)
+
+    return apply(function, (x, y), shape=np.broadcast_shapes(x.shape, y.shape), gradient=gradient)
 
 
-_ADD, _SUB, _MUL, _RESHAPE, _CAST = ops.Add(), ops.Sub(), ops.Mul(), ops.Reshape(), ops.Cast()
+def sum_to(d: Value, shape: Shape) -> Value:
+    """The gradient of an operand of this shape, from one in the shape that the operand was broadcast to."""
+    if d.shape == shape:
+        return d
+    lengthened = (1,) * (len(d.shape) - len(shape)) + shape
+    axes = tuple(i for i, (size, summed) in enumerate(zip(lengthened, d.shape, strict=True)) if size != summed)
+    if axes:
+        d = apply(_SUM, (d,), (axes,), shape=tuple(1 if i in axes else size for i, size in enumerate(d.shape)))
+    return d.reshape(shape)
+
+
+_ADD, _SUB, _MUL, _DIV, _NEG = ops.Add(), ops.Sub(), ops.Mul(), ops.Div(), ops.Neg()
+_RESHAPE, _CAST, _SUM = ops.Reshape(), ops.Cast(), ops.ReduceSum(keep_dims=True)

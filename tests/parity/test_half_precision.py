@@ -1,33 +1,45 @@
-"""Blocks in half precision, as Ascend runs them: traced only, since a CPU has no such kernels."""
+"""Blocks in half precision, as Ascend runs them: each operation gets one type, and in float16 a CPU gives the numbers.
 
+MindSpore's CPU kernels compute in float16 as well, all those that blocks are made of, but not in bfloat16.
+"""
+
+from dataclasses import replace
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 import pytest
 
-from library.families.sdxl.checkpoint import SdxlWeights, _expected_parts, lora_targets
-from library.families.sdxl.family import infer_spec
-from library.families.sdxl.forward import all_blocks, encode_text, predict
-from library.families.sdxl.shapes import TINY_SDXL
-from library.graphs import kernels
-from library.graphs.program import Outline
+from library.device.profile import ASCEND, Device
+from library.graphs.program import Program
 from library.graphs.values import Trace
-from library.models import footprint
-from library.models.footprint import FLOAT, Footprint
-from library.training.trained import Trainable
-from networks.lora import LoRAAdapter
-from networks.network_base import AdaptedLayer, Network
+from library.models import clip_text, unet
+from tests.parity.block_kinds import EXAMPLES, block_functions
+from tests.parity.traced import PROFILES
 
 pytestmark = pytest.mark.usefixtures("device")
 
-MIXED = ("Cast", "Gather", "Depend")
+MIXED = ("Cast", "Gather", "UnsortedSegmentSum", "Depend")
 """Operations whose inputs may be of different types."""
+HALVES = {"Float16": ms.float16, "BFloat16": ms.bfloat16}
+FLOAT = "Float32"
+ALLOWED = 2e-2
+"""Of the largest value of an output or gradient. A half has 11 bits, so one rounding is up to 5e-4 of a number; a block
+rounds some 20 times on the way to its output and again on the way back, and gradients are sums of both signs."""
+ZERO = 0.1
+"""Gradients are about 1. Smaller ones than this are sums that cancel: that of the keys' biases is 0."""
+NOISE = 2e-4
+"""That much at least the numbers in float16 must be off, else it was not float16 that computed."""
 
 
-@pytest.mark.parametrize("half", ["Float16", "BFloat16"])
+def test_every_block_function_has_an_example() -> None:
+    assert {example.function for example in EXAMPLES.values()} == block_functions(unet) | block_functions(clip_text)
+
+
+@pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("flash", [False, True])
 def test_every_operation_gets_inputs_of_one_type(half: str, flash: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With adapters in float32 beside every kind of layer, dropouts and all; forward passes and gradients."""
+    """With adapters in float32 beside every layer, and with weights that are trained; forward passes and gradients."""
     record, mixed, kinds = Trace.record, [], set()
 
     def checked(self: Trace, function: Any, inputs: Any, *others: Any) -> Any:
@@ -39,26 +51,22 @@ def test_every_operation_gets_inputs_of_one_type(half: str, flash: bool, monkeyp
         return record(self, function, inputs, *others)
 
     monkeypatch.setattr(Trace, "record", checked)
-    monkeypatch.setattr(footprint, "FLOAT", half)
-    monkeypatch.setattr(kernels, "FLASH_ATTENTION", flash)
-    for only_on_a_cpu in ("EXPLICIT_BROADCAST", "UNFOLD_CONV", "GATHER_HEADS", "OWN_CONV_GRADIENT"):
-        monkeypatch.setattr(kernels, only_on_a_cpu, False)
-    shapes = _expected_parts(TINY_SDXL)
-    arrays = {part: {k: np.broadcast_to(np.float32(0), s) for k, s in named.items()} for part, named in shapes.items()}
-    spec = infer_spec(arrays)
-    layers = {
-        target.name: AdaptedLayer(
-            target, LoRAAdapter(target.shape, 4, 1.0, target.stride, target.padding, 0.1, 0.2, 0.3 + 0.01 * flash)
-        )
-        for target in lora_targets(SdxlWeights(arrays, {}))
-    }
-    trainable = Trainable(Network(layers, {}), all_blocks(spec))
-    run = Footprint(shapes, {segment.block: segment.adapters for segment in trainable.segments})
-    ids = np.zeros((2, 1, 77), np.int64)
-    text = encode_text(spec, run, (ids, ids))  # type: ignore[arg-type]
-    noisy = Outline((2, 4, 16, 16), FLOAT)
-    out = predict(spec, run, noisy, np.zeros(2), text, np.zeros((2, 6)))  # type: ignore[arg-type]
+    dtype = HALVES[half]
+    device = Device(replace(ASCEND, fused_attention=flash), dtype)
+    for name, example in EXAMPLES.items():
+        out = Program(example.kind(dtype), device).footprint(example.outlines(dtype)).output
+        assert out.dtype == (FLOAT if name == "conv_out" else half)
     assert not mixed
-    assert out == Outline((2, 4, 16, 16), FLOAT)
     assert ("MatMul", half) in kinds and ("Conv2D", half) in kinds and ("ReduceMean", FLOAT) in kinds
-    assert ("MatMul", FLOAT) not in kinds
+    assert (("BatchMatMul", half) in kinds) and (("Softmax", FLOAT) in kinds) and (("function", half) in kinds) == flash
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_float16_gives_the_numbers_of_float32(name: str, profile: str) -> None:
+    """On this CPU, either device's way: outputs, and gradients of inputs, adapters and weights."""
+    half = EXAMPLES[name].results(Device(PROFILES[profile], ms.float16))
+    full = EXAMPLES[name].results(Device(PROFILES[profile], ms.float32, compiled=False))
+    differences = [np.abs(a - b).max() / max(np.abs(b).max(), ZERO) for a, b in zip(half, full, strict=True)]
+    assert max(differences) < ALLOWED
+    assert max(differences) > NOISE

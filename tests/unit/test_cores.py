@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from library.device import cores
+from library.device.profile import ASCEND, CPU
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two cores"
@@ -28,7 +29,6 @@ def two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, int]]:
     ready.wait()
     first, second = (thread.native_id or 0 for thread in threads)
     monkeypatch.setattr(cores, "_worker_threads", lambda: (first, second))
-    monkeypatch.setattr(cores, "SETTLE", True)
     cores._place.cache_clear()
     yield first, second
     done.set()
@@ -39,7 +39,7 @@ def two_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, int]]:
 
 def test_workers_have_a_core_each_and_the_caller_shares_the_last_ones(workers: tuple[int, int]) -> None:
     before = os.sched_getaffinity(0)
-    with cores.settled():
+    with cores.settled(CPU):
         first, second = (os.sched_getaffinity(worker) for worker in workers)
         assert len(first) == len(second) == 1
         assert first != second
@@ -48,27 +48,27 @@ def test_workers_have_a_core_each_and_the_caller_shares_the_last_ones(workers: t
 
 
 @pytest.mark.usefixtures("workers")
-def test_a_caller_that_starts_kernels_shares_the_first_workers_core() -> None:
-    before = sorted(os.sched_getaffinity(0))
-    cores.sit_for(1)
-    assert sorted(os.sched_getaffinity(0)) == before  # not settled
-    with cores.settled():
-        places = []
-        for kernels in (100, 101, 100):
-            cores.sit_for(kernels)
-            places.append(os.sched_getaffinity(0))
-        with cores.settled():
-            pass
-        assert os.sched_getaffinity(0) == places[0]  # the inner one changed nothing
-    assert places == [{before[0]}, {before[1]}, {before[0]}]
-    assert sorted(os.sched_getaffinity(0)) == before
+def test_inside_itself_nothing_is_placed() -> None:
+    before = os.sched_getaffinity(0)
+    with cores.settled(CPU):
+        placed = os.sched_getaffinity(0)
+        with cores.settled(CPU):
+            assert os.sched_getaffinity(0) == placed
+        assert os.sched_getaffinity(0) == placed
+    assert os.sched_getaffinity(0) == before != placed
+
+
+def test_a_device_that_does_not_ask_for_it_is_left_alone(workers: tuple[int, int]) -> None:
+    before = [os.sched_getaffinity(thread) for thread in (0, *workers)]
+    with cores.settled(ASCEND):
+        assert [os.sched_getaffinity(thread) for thread in (0, *workers)] == before
 
 
 @pytest.mark.usefixtures("workers")
 def test_the_caller_is_free_again_after_an_error() -> None:
     before = os.sched_getaffinity(0)
 
-    @cores.settled()
+    @cores.settled(CPU)
     def fail() -> None:
         raise KeyError
 
@@ -83,17 +83,16 @@ def test_with_fewer_cores_than_workers_nothing_is_placed(
     core = min(os.sched_getaffinity(0))
     before = os.sched_getaffinity(workers[0])
     monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {core})
-    with cores.settled():
+    with cores.settled(CPU):
         pass
     monkeypatch.undo()
     assert os.sched_getaffinity(workers[0]) == before
 
 
 def test_without_workers_nothing_is_placed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "SETTLE", True)
     monkeypatch.setattr(cores, "_worker_threads", tuple)
     before = os.sched_getaffinity(0)
-    with cores.settled():
+    with cores.settled(CPU):
         assert os.sched_getaffinity(0) == before
 
 
@@ -109,8 +108,7 @@ def test_a_system_that_refuses_does_not_end_the_run(monkeypatch: pytest.MonkeyPa
         allow(thread, mask)
 
     monkeypatch.setattr(os, "sched_setaffinity", refuse)
-    with cores.settled():
-        cores.sit_for(1)
+    with cores.settled(CPU):
         assert os.sched_getaffinity(0) == before
     monkeypatch.undo()
     assert os.sched_getaffinity(0) == before

@@ -17,7 +17,8 @@ TOKEN_LIMITS = (None, 75, 150, 225)
 class ClipTokenizer:
     """Text to CLIP token ids, padded and cut into chunks of 77.
 
-    Long texts (max_token_length 150 and 225) become 2 or 3 chunks, each with its own BOS and EOS (inventory 5.3).
+    Long texts (max_token_length 150 and 225) become 2 or 3 chunks, each with its own BOS and EOS, as in
+    kohya's TokenizeStrategy._get_input_ids.
     """
 
     def __init__(self, pad_token_id: int) -> None:
