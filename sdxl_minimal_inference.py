@@ -6,67 +6,28 @@ import math
 import os
 import random
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from library.data.text.prompt_syntax import line_to_prompt_dict
 from library.device.large_pages import restart_with_large_pages
+from library.families.sdxl.facts import SIZE_STEP
 from library.runs.samplers import SAMPLER_HELP, find_sampler
 from library.settings.flag_groups import ComputeArgs, ModelArgs, RunArgs
 from library.settings.log_setup import setup_logging
 
 if TYPE_CHECKING:  # imported late, so that --help and a wrong flag answer at once
-    import numpy as np
-
-    from library.families.sdxl.family import SdxlFamily, SdxlModel
+    from library.runs.drawing import Picture, Studio
 
 logger = logging.getLogger("sdxl_minimal_inference")
 
-SIZE_STEP = 8
-"""The VAE turns 8 x 8 pixels into one latent."""
-MAX_TOKENS = (75, 150, 225)
+MIN_SIDE = 2 * SIZE_STEP
+"""Of pictures, in pixels."""
 LINE_OPTIONS = "--w --h --d --s --l --n --ss"
 _USED_KEYS = ("prompt", "width", "height", "seed", "sample_steps", "scale", "negative_prompt", "sample_sampler")
 """What those options and the prompt are called in a parsed line."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What one picture is drawn from."""
-
-    prompt: str
-    prompt2: str
-    negative_prompt: str
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
-    scheduler: str
-    seed: int
-
-    def settings(self, loras: Sequence[str], model: str) -> str:
-        """One text with everything needed to draw it again."""
-        lines = [self.prompt, f"Negative prompt: {self.negative_prompt}"]
-        if self.prompt2 != self.prompt:
-            lines.append(f"Prompt 2: {self.prompt2}")
-        values = f"Steps: {self.steps}, Sampler: {self.scheduler}, CFG scale: {self.guidance_scale}, Seed: {self.seed}"
-        values += f", Size: {self.width}x{self.height}, Model: {model}"
-        return "\n".join([*lines, values + (f", LoRA: {', '.join(loras)}" if loras else "")])
-
-
-@dataclass(frozen=True)
-class Studio:
-    """A loaded model and what stays the same from picture to picture."""
-
-    family: "SdxlFamily"
-    model: "SdxlModel"
-    tokenizers: tuple
-    v_parameterization: bool
-    loras: tuple[str, ...]
-    model_name: str
-    folder: Path
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -138,130 +99,32 @@ def _finite(text: str) -> float:
 
 def size_problems(width: int, height: int, where: str) -> list[str]:
     """Why a picture cannot have this size."""
-    if width < 8 * SIZE_STEP or height < 8 * SIZE_STEP or width % 32 or height % 32:
-        return [f"{where} {width} x {height}: each must be a multiple of 32 and at least {8 * SIZE_STEP}"]
+    if min(width, height) < MIN_SIDE or width % SIZE_STEP or height % SIZE_STEP:
+        return [f"{where} {width} x {height}: each must be a multiple of {SIZE_STEP} and at least {MIN_SIDE}"]
     return []
 
 
-def open_studio(args: argparse.Namespace, loras: list[tuple[Path, float]]) -> Studio:
+def open_studio(args: argparse.Namespace, loras: list[tuple[Path, float]]) -> "Studio":
     """Load the model with its LoRAs.
 
     Raises:
         ValueError: a file is missing, not whole, or does not fit.
     """
-    from library.data.text.tokenizer import sdxl_tokenizers
     from library.device.setup import init_device
-    from library.families.sdxl.family import SdxlFamily, build_model
+    from library.families.sdxl.family import SdxlFamily
     from library.files.whole_file import ensure_writable
-    from networks import lora
-    from networks.network_base import read_network_file
+    from library.runs.drawing import Studio, load_with_networks
 
     ensure_writable(args.output_dir)
-    init_device(args.device)
-    family = SdxlFamily()
-    weights = family.load(args.ckpt_path, args.vae, args.te2_projection)
-    targets = family.lora_targets(weights)
-    networks = [
-        (lora.create_network_from_weights(targets, read_network_file(path), str(path)), multiplier)
-        for path, multiplier in loras
-    ]
-    beside = None
-    if args.no_merge and networks:
-        beside = lora.stack_networks(networks)
-    else:
-        for network, multiplier in networks:
-            network.merge_into(weights.parts, multiplier)
-    model = build_model(weights, network=beside, compiled=args.jit != "off")
+    family = SdxlFamily(args.te2_projection)
+    device = init_device(args.device, compiled=args.jit != "off")
+    model = load_with_networks(family, args.ckpt_path, args.vae, loras, device, is_merged=not args.no_merge)
     names = tuple(f"{path.name};{multiplier:g}" for path, multiplier in loras)
     name = Path(args.ckpt_path).name
-    return Studio(family, model, sdxl_tokenizers(), args.v_parameterization, names, name, args.output_dir)
+    return Studio(family, model, family.tokenizers(), args.v_parameterization, names, name, args.output_dir)
 
 
-def draw(studio: Studio, picture: Picture, index: int, noise: "np.ndarray | None") -> Path:
-    """Draw and save one picture.
-
-    Args:
-        studio: the model.
-        picture: what to draw.
-        index: number of the prompt, for the file's name.
-        noise: initial noise [1, 4, H / 8, W / 8]; None draws it from the seed.
-    """
-    import numpy as np
-    from tqdm import tqdm
-
-    from library.runs.sampling import guided, sample_latents, save_picture
-
-    shape = (1, 4, picture.height // SIZE_STEP, picture.width // SIZE_STEP)
-    if noise is None:
-        noise = np.random.Generator(np.random.Philox(picture.seed)).standard_normal(shape, dtype=np.float32)
-    if noise.shape != shape:
-        size = f"{picture.width} x {picture.height}"
-        raise ValueError(f"--latents holds {noise.shape}, a picture of {size} needs {shape}")
-    use_guidance = picture.guidance_scale > 1.0
-    text = encode(studio, picture, use_guidance)
-    count = 2 if use_guidance else 1
-    size_ids = np.array([picture.height, picture.width, 0, 0, picture.height, picture.width], np.float32)
-    size_ids_B6 = np.tile(size_ids, (count, 1))
-
-    def predict(latents: np.ndarray, timestep: float) -> np.ndarray:
-        batch = np.concatenate([latents] * count)
-        answer = studio.family.predict(studio.model, batch, np.full(count, timestep, np.float32), text, size_ids_B6)
-        return guided(answer[:1], answer[1:], picture.guidance_scale) if use_guidance else answer
-
-    with tqdm(total=picture.steps, desc=f"picture {index}, seed {picture.seed}") as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        latents = sample_latents(
-            predict, noise, picture.scheduler, picture.steps, picture.seed, studio.v_parameterization, progress
-        )
-    image = studio.family.decode(studio.model, latents)[0]
-    return save_picture(image, studio.folder, index, picture.seed, picture.settings(studio.loras, studio.model_name))
-
-
-def encode(studio: Studio, picture: Picture, use_guidance: bool):  # type: ignore[no-untyped-def]
-    """Conditioning of the prompt, and of the negative prompt behind it; both as long as the longer one needs."""
-    import numpy as np
-
-    firsts = [picture.prompt, picture.negative_prompt][: 2 if use_guidance else 1]
-    seconds = [picture.prompt2, picture.negative_prompt][: len(firsts)]
-    longest = max(studio.tokenizers[0].count(text) for text in (*firsts, *seconds))
-    limit = next((tokens for tokens in MAX_TOKENS if longest <= tokens), MAX_TOKENS[-1])
-    if longest > limit:
-        logger.warning("the prompt has %d tokens, those behind the first %d are not used", longest, limit)
-    ids = [
-        np.stack([tokenizer.ids(text, None if limit == MAX_TOKENS[0] else limit) for text in texts])
-        for tokenizer, texts in zip(studio.tokenizers, (firsts, seconds), strict=True)
-    ]
-    return studio.family.encode_text(studio.model, ids)
-
-
-def read_noise(path: Path) -> "np.ndarray":
-    """Initial noise from a file.
-
-    Raises:
-        ValueError: not an array of four axes.
-    """
-    import numpy as np
-
-    from library.files.safetensors_utils import SafetensorsFile
-
-    if path.suffix == ".npy":
-        noise = np.load(path, allow_pickle=False)
-    else:
-        with SafetensorsFile(path) as file:
-            keys = file.keys()
-            if len(keys) != 1:
-                raise ValueError(f"--latents {path}: holds {len(keys)} tensors, one is expected")
-            noise = file.read(keys[0])
-    if noise.ndim != 4:
-        raise ValueError(f"--latents {path}: shape {noise.shape}, expected [B, 4, H/8, W/8]")
-    return noise.astype(np.float32)
-
-
-def interactive(args: argparse.Namespace, first: Picture, draw_one: Callable[[Picture, int], Path]) -> None:
+def interactive(args: argparse.Namespace, first: "Picture", draw_one: Callable[["Picture", int], Path]) -> None:
     """Draw what is typed, line by line, until the input ends or a line is empty; a mistake is told and passed over."""
     index = 0
     while line := _read_line():
@@ -280,7 +143,7 @@ def _read_line() -> str:
         return ""
 
 
-def picture_of_line(args: argparse.Namespace, first: Picture, line: str, index: int) -> Picture:
+def picture_of_line(args: argparse.Namespace, first: "Picture", line: str, index: int) -> "Picture":
     """What a typed line asks for; what it leaves out is as on the command line.
 
     Raises:
@@ -311,6 +174,8 @@ def picture_of_line(args: argparse.Namespace, first: Picture, line: str, index: 
 
 def run(args: argparse.Namespace) -> None:
     """Draw everything that was asked for."""
+    from library.runs.drawing import Picture, draw, read_noise
+
     loras = check(args)
     noise = read_noise(args.latents) if args.latents else None
     studio = open_studio(args, loras)
@@ -335,7 +200,6 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     """Parse the command line and draw; an error is one message and exit code 1."""
     args = build_parser().parse_args()
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings speak to its own developers; its errors are shown
     setup_logging(RunArgs())
     try:

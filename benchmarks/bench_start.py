@@ -102,7 +102,7 @@ def measured(started: float, figures: Path) -> None:
     """Run the training command with clocks around its phases."""
     import sdxl_train_network
     from library.families.sdxl.family import SdxlFamily
-    from library.runs import caching
+    from library.runs import train_network
     from library.training.step import TrainStep
 
     seconds = {"imports": round(time.time() - started, 2)}
@@ -131,12 +131,12 @@ def measured(started: float, figures: Path) -> None:
 
         return timed
 
-    watch(sdxl_train_network, "read_data", "data set")
-    watch(sdxl_train_network, "show", "plan and memory estimate")
-    watch(sdxl_train_network, "prepare", "preparation")
+    watch(train_network, "make_plan", "data set")
+    watch(train_network, "show", "plan and memory estimate")
+    watch(train_network, "prepare", "preparation")
     watch(SdxlFamily, "load", "of it base model read")
-    watch(caching, "build_model", "of it base model bound")
-    TrainStep.update = step_done(TrainStep.update)  # type: ignore[method-assign]
+    watch(SdxlFamily, "build", "of it base model bound")
+    TrainStep.__call__ = step_done(TrainStep.__call__)  # type: ignore[method-assign]
     sdxl_train_network.main()
     seconds["to the first step"] = round(steps[0] - started, 2)
     seconds["second step"] = round(steps[1] - steps[0], 2)

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -19,6 +20,9 @@ from library.device.large_pages import restart_with_large_pages
 from library.families.sdxl.shapes import POSITIONS, SdxlConfig, unet_shapes
 from library.models.random_weights import tiny_weights
 
+if TYPE_CHECKING:
+    from library.device.profile import Device
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
@@ -27,13 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from library.device.setup import init_device
 
-    init_device("CPU")
+    device = init_device("CPU", compiled=args.jit == "on")
 
     def multiply(a: np.ndarray, b: np.ndarray) -> Callable[[], object]:
         left, right = Tensor(a), Tensor(b)
         return lambda: ops.matmul(left, right).asnumpy()
 
-    step_at = build(measure.SIZES[args.size], args)
+    step_at = build(measure.SIZES[args.size], args, device)
     figures: dict[str, object] = {**measure.measure_steps(step_at(args.pixels), args, multiply)}
     if args.more_pixels:
         figures["more_shapes"] = [shape_cost(step_at, pixels) for pixels in args.more_pixels]
@@ -59,23 +63,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[int], Callable[[], object]]:
+def build(config: SdxlConfig, args: argparse.Namespace, device: "Device") -> Callable[[int], Callable[[], object]]:
     """Pixels -> a call that does one whole training step: forward, gradients, clipping, update."""
     from mindspore import Tensor
 
-    from library.families.sdxl import forward as sdxl
-    from library.families.sdxl.checkpoint import SdxlWeights, lora_targets
-    from library.models.unet import infer_unet_spec, unet_forward
+    from library.families.base import BaseWeights
+    from library.families.sdxl.family import UNET_OPTIONS
+    from library.families.sdxl.targets import lora_targets
+    from library.models.unet import infer_unet_spec, sinusoidal_embedding, unet_forward
     from library.models.weights import to_tensors
-    from library.training.optimizers import AdamW, FlatOptimizer
-    from library.training.step import TrainStep
-    from library.training.trained import Trainable
+    from library.training.optimizers.adamw import AdamW
+    from library.training.optimizers.optimizer import Optimizer
+    from library.training.step import StepInputs, TrainStep
+    from library.training.trained import Group, trained_adapters
     from networks import lora
 
     generator = np.random.default_rng(0)
     arrays = dict(tiny_weights(0, dict(unet_shapes(config))))
-    spec = infer_unet_spec({key: array.shape for key, array in arrays.items()})
-    targets = [t for t in lora_targets(SdxlWeights({"te1": {}, "te2": {}, "unet": arrays}, {})) if not t.extended]
+    spec = infer_unet_spec({key: array.shape for key, array in arrays.items()}, UNET_OPTIONS)
+    targets = [t for t in lora_targets(BaseWeights({"te1": {}, "te2": {}, "unet": arrays}, {})) if not t.extended]
     network = lora.create_network(
         targets,
         network_dim=args.rank,
@@ -85,16 +91,15 @@ def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[int], Calla
         generator_of=lambda name: generator,
     )
     blocks = spec.blocks()
-    trainable = Trainable(network, blocks)
-    compiled = args.jit == "on"
-    optimizer = FlatOptimizer(AdamW(), [(trainable.size, 1e-4)])
+    trained = trained_adapters(network, blocks, lambda key: Group("unet", 1e-4))
+    optimizer = Optimizer(AdamW(), trained.tensors, device)
     weights = {"unet": to_tensors(arrays)}
-    train_step = TrainStep(weights, blocks, trainable, optimizer, max_grad_norm=1.0, compiled=compiled, keep=args.keep)
+    train_step = TrainStep(weights, blocks, trained, optimizer, device, max_grad_norm=1.0, keep=args.keep)
 
     def random(*shape: int) -> np.ndarray:
         return generator.standard_normal(shape, np.float32)
 
-    sinusoid = Tensor(sdxl.sinusoidal_embedding(np.full(args.batch, 500), spec.sinusoid_width))
+    sinusoid = Tensor(sinusoidal_embedding(np.full(args.batch, 500), spec.sinusoid_width))
     vector = Tensor(random(args.batch, spec.vector_width))
     context = Tensor(random(args.batch, POSITIONS, spec.context_width))
     ones = np.ones((args.batch, 1, 1, 1), np.float32)
@@ -107,8 +112,7 @@ def build(config: SdxlConfig, args: argparse.Namespace) -> Callable[[int], Calla
             return unet_forward(spec, run, noisy_tensor, sinusoid, vector, context)
 
         def step() -> None:
-            train_step.accumulate(predict, target, ones, 0)
-            train_step.update(1.0)
+            train_step(StepInputs(predict, target, ones, 0), 1.0)
 
         return step
 

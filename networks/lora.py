@@ -13,7 +13,18 @@ from library.graphs.layer_target import LayerTarget
 from library.graphs.operations import at_least
 from library.graphs.random import keep_mask, uniform
 from library.graphs.values import Value
-from networks.network_base import AdaptedLayer, Network, check_all_fit, create_layers, group_by_layer, init_tensors
+from networks.block_weights import BLOCK_ARGS, block_lr_weights, stage_lengths
+from networks.network_base import (
+    PLUS_ARGS,
+    TEXT_PARTS,
+    AdaptedLayer,
+    Network,
+    check_all_fit,
+    create_layers,
+    group_by_layer,
+    init_tensors,
+    plus_ratios,
+)
 
 DEFAULT_DIM = 4  # kohya's networks.lora
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
@@ -48,6 +59,10 @@ class LoRAAdapter:
         up = (out, self.rank) + ((1, 1) if len(self.shape) == 4 else ())
         return {DOWN: (self.rank, *self.shape[1:]), UP: up}
 
+    def plus(self) -> tuple[str, ...]:
+        """Up."""
+        return (UP,)
+
     def factors(self) -> dict[str, float]:
         """Up carries the scale of the product: one operation for all layers of a block, not one for each."""
         return {UP: self.scale}
@@ -73,7 +88,9 @@ class LoRAAdapter:
         """The same matrices with all three dropout rates zero."""
         return replace(self, dropout=0.0, rank_dropout=0.0, module_dropout=0.0)
 
-    def apply(self, tensors: Mapping[str, Value], salt: int, x: Value, y: Value, key: Value, batch: int) -> Value:
+    def apply(
+        self, tensors: Mapping[str, Value], salt: int, weight: Value, x: Value, y: Value, key: Value, batch: int
+    ) -> Value:
         """The layer's output with what the matrices add to it; ``tensors`` are already scaled."""
         down, up = tensors[DOWN].astype(x.dtype), tensors[UP].astype(x.dtype)
         if len(self.shape) == 4:
@@ -115,7 +132,8 @@ def create_network(
         network_dim: rank; None means 4, as in kohya.
         network_alpha: None or 0 means the rank.
         network_dropout: rate of ``LoRAAdapter.dropout``.
-        network_args: ``conv_dim``, ``conv_alpha``, ``rank_dropout``, ``module_dropout``, as typed.
+        network_args: ``conv_dim``, ``conv_alpha``, ``rank_dropout``, ``module_dropout``, the LoRA+ ratios
+            (``PLUS_ARGS``) and the learning rates' factors by block (``BLOCK_ARGS``), as typed.
         generator_of: layer name -> random generator of its initial values.
 
     Raises:
@@ -145,8 +163,22 @@ def create_network(
             **rates,
         )
 
-    layers = create_layers(targets, make_adapter)
-    return Network(layers, init_tensors(layers, generator_of))
+    targets = list(targets)
+    lr_weights = block_lr_weights(network_args, stage_lengths(targets))
+
+    def lr_weight_of(target: LayerTarget) -> float | None:
+        if lr_weights is None or target.part in TEXT_PARTS:
+            return None
+        return lr_weights[target.stage][target.stage_index] if target.stage else 1.0
+
+    layers = create_layers(targets, make_adapter, lr_weight_of)
+    parts = {target.part for target in targets}
+    return Network(layers, init_tensors(layers, generator_of), plus_ratios(options, parts))
+
+
+def recognises(state: Mapping[str, np.ndarray]) -> bool:
+    """Whether a file's tensors are those of this kind of network."""
+    return any(key.endswith("." + DOWN) for key in state)
 
 
 def create_network_from_weights(
@@ -186,47 +218,29 @@ def create_network_from_weights(
     return network
 
 
-def stack_networks(networks: Iterable[tuple[Network, float]]) -> Network:
-    """One network that does what several do together, each at its own strength; without dropouts.
-
-    The ranks of a layer are put side by side, and multiplier and scale go into up.
-    """
-    stacked: dict[str, list[tuple[LoRAAdapter, Mapping[str, np.ndarray], float]]] = {}
-    layers: dict[str, AdaptedLayer] = {}
-    for network, multiplier in networks:
-        for name, layer in network.layers.items():
-            assert isinstance(layer.adapter, LoRAAdapter)
-            stacked.setdefault(name, []).append((layer.adapter, network.layer_tensors(name), multiplier))
-            layers[name] = layer
-    tensors = {}
-    for name, members in stacked.items():
-        rank = sum(adapter.rank for adapter, _, _ in members)
-        up = [values[UP] * np.float32(multiplier * adapter.scale) for adapter, values, multiplier in members]
-        tensors[f"{name}.{DOWN}"] = np.concatenate([values[DOWN] for _, values, _ in members], axis=0)
-        tensors[f"{name}.{UP}"] = np.concatenate(up, axis=1)
-        adapter = replace(members[0][0].without_dropout(), rank=rank, alpha=float(rank))
-        layers[name] = AdaptedLayer(layers[name].target, adapter)
-    return Network(layers, tensors)
-
-
-_NETWORK_ARGS = ("conv_dim", "conv_alpha", "rank_dropout", "module_dropout")
+_NUMBERS = ("conv_dim", "conv_alpha", "rank_dropout", "module_dropout", *PLUS_ARGS)
+_NETWORK_ARGS = (*_NUMBERS, *BLOCK_ARGS)
 
 
 def _parse_network_args(network_args: Mapping[str, str]) -> dict[str, float]:
+    """The arguments that are numbers."""
     problems, values = [], {}
     for name, text in network_args.items():
         if name not in _NETWORK_ARGS:
             problems.append(f"--network_args {name}={text}: networks.lora knows {', '.join(_NETWORK_ARGS)}")
-            continue
-        try:
-            values[name] = float(text)
-        except ValueError:
-            problems.append(f"--network_args {name}={text}: not a number")
+        elif name in _NUMBERS:
+            try:
+                values[name] = float(text)
+            except ValueError:
+                problems.append(f"--network_args {name}={text}: not a number")
     if values.get("conv_dim", 1) < 1 or values.get("conv_dim", 1) != int(values.get("conv_dim", 1)):
         problems.append(f"--network_args conv_dim={network_args['conv_dim']}: must be a whole number of at least 1")
     for name in ("rank_dropout", "module_dropout"):
         if not 0.0 <= values.get(name, 0.0) < 1.0:
             problems.append(f"--network_args {name}={network_args[name]}: must be at least 0 and below 1")
+    for name in PLUS_ARGS:
+        if not 0.0 < values.get(name, 1.0) < float("inf"):
+            problems.append(f"--network_args {name}={network_args[name]}: must be above 0")
     if problems:
         raise ValueError("\n".join(problems))
     return values

@@ -5,19 +5,22 @@ kohya's keys). It never touches the base model; taking it away is not passing it
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
-from library.device.mindspore_ckpt import load_ckpt
-from library.files.safetensors_utils import SafetensorsFile
 from library.graphs.layer_target import LayerTarget
 from library.graphs.values import Value
 
 Tensors = dict[str, np.ndarray]
 MAX_LISTED = 8
+PREFIX = "lora_"
+"""What all keys in kohya's files begin with."""
+PLUS_ARGS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
+"""Network arguments: LoRA+ ratio of all, of the UNet, of the text encoders; the special one wins."""
+TEXT_PARTS = ("te", "te1", "te2")
+"""Names that parts have that are text encoders."""
 
 
 class Adapter(Protocol):
@@ -25,6 +28,10 @@ class Adapter(Protocol):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Suffix -> shape of what is trained: ``lora_down.weight`` -> (rank, in)."""
+        ...
+
+    def plus(self) -> tuple[str, ...]:
+        """Suffixes of the tensors whose learning rate LoRA+ multiplies (https://arxiv.org/abs/2402.12354)."""
         ...
 
     def factors(self) -> dict[str, float]:
@@ -39,12 +46,15 @@ class Adapter(Protocol):
         """First values of what is trained; the adapted layer computes what the base does."""
         ...
 
-    def apply(self, tensors: Mapping[str, Value], salt: int, x: Value, y: Value, key: Value, batch: int) -> Value:
+    def apply(
+        self, tensors: Mapping[str, Value], salt: int, weight: Value, x: Value, y: Value, key: Value, batch: int
+    ) -> Value:
         """Adapted output of the layer; run when a block is traced.
 
         Args:
             tensors: suffix -> tensor, times its factor.
             salt: tells this layer's random numbers from those of the block's other layers.
+            weight: the layer's own, in the shape that it has in files; it gets no gradient.
             x: the layer's input; rows [R, in] of a linear layer, [B, C, H, W] of a convolution.
             y: its output without the adapter.
             key: random key of the call.
@@ -67,6 +77,9 @@ class AdaptedLayer:
 
     target: LayerTarget
     adapter: Adapter
+    lr_weight: float | None = None
+    """Factor on the learning rate of the layer's block, which is then a parameter group; None: it has none of its
+    own."""
 
 
 @dataclass
@@ -77,6 +90,8 @@ class Network:
     """Layer name in kohya's files (``lora_unet_...``) -> layer; in kohya's order of creation."""
     tensors: Tensors
     """Key in kohya's files -> float32 array; what is trained only (``alpha`` is the adapter's constant)."""
+    plus_ratios: Mapping[str, float] = field(default_factory=dict)
+    """Part -> LoRA+ ratio, where there is one."""
 
     def state_dict(self) -> Tensors:
         """All that is saved: the tensors and each adapter's constants as float32 scalars."""
@@ -146,8 +161,8 @@ class Network:
 
     def eval(self) -> "Network":
         """The same network without dropouts, for sampling; shares the tensors."""
-        layers = {n: AdaptedLayer(layer.target, layer.adapter.without_dropout()) for n, layer in self.layers.items()}
-        return Network(layers, self.tensors)
+        layers = {n: replace(layer, adapter=layer.adapter.without_dropout()) for n, layer in self.layers.items()}
+        return replace(self, layers=layers)
 
 
 def unmerge(weights: Mapping[str, dict[str, np.ndarray]], originals: Mapping[str, Mapping[str, np.ndarray]]) -> None:
@@ -157,18 +172,22 @@ def unmerge(weights: Mapping[str, dict[str, np.ndarray]], originals: Mapping[str
 
 
 def create_layers(
-    targets: Iterable[LayerTarget], make_adapter: Callable[[LayerTarget], Adapter | None]
+    targets: Iterable[LayerTarget],
+    make_adapter: Callable[[LayerTarget], Adapter | None],
+    lr_weight_of: Callable[[LayerTarget], float | None] = lambda target: None,
 ) -> dict[str, AdaptedLayer]:
     """Put an adapter beside each target for which ``make_adapter`` returns one.
+
+    ``lr_weight_of``: see ``AdaptedLayer.lr_weight``; a layer whose weight is 0 is left out.
 
     Raises:
         ValueError: no layer at all would be adapted.
     """
     layers = {}
     for target in targets:
-        adapter = make_adapter(target)
-        if adapter is not None:
-            layers[target.name] = AdaptedLayer(target, adapter)
+        adapter, lr_weight = make_adapter(target), lr_weight_of(target)
+        if adapter is not None and lr_weight != 0:
+            layers[target.name] = AdaptedLayer(target, adapter, lr_weight)
     if not layers:
         raise ValueError("the network would adapt no layer: check the network arguments and which models are trained")
     return layers
@@ -183,25 +202,11 @@ def init_tensors(layers: Mapping[str, AdaptedLayer], generator_of: Callable[[str
     return tensors
 
 
-def read_network_file(path: Path) -> Tensors:
-    """All tensors of a network's file in float32: safetensors, or MindSpore's .ckpt.
-
-    Raises:
-        ValueError: no such file, one that is not whole, or one with none of a network's keys.
-    """
-    if not path.is_file():
-        raise ValueError(f"no such network file: {path}")
-    if path.suffix == ".ckpt":
-        state = load_ckpt(path)[0]
-    else:
-        with SafetensorsFile(path) as file:
-            state = {key: file.read(key, np.float32) for key in file}
-    if not any(key.startswith("lora_") for key in state):
-        raise ValueError(
-            f"{path}: none of its {len(state)} keys begins with lora_ (it has {', '.join(sorted(state)[:3])}, ...); "
-            "give a LoRA file as kohya's trainers write it"
-        )
-    return state
+def plus_ratios(options: Mapping[str, float], parts: Iterable[str]) -> dict[str, float]:
+    """Part -> LoRA+ ratio by the arguments of ``PLUS_ARGS``, where there is one."""
+    everywhere, unet, text = (options.get(name) for name in PLUS_ARGS)
+    ratios = {part: (text if part in TEXT_PARTS else unet) or everywhere for part in parts}
+    return {part: ratio for part, ratio in ratios.items() if ratio}
 
 
 def group_by_layer(state: Mapping[str, np.ndarray]) -> dict[str, Tensors]:

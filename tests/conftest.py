@@ -1,4 +1,4 @@
-"""Shared fixtures: where the recorded reference data are."""
+"""Shared fixtures: the recordings of the original, a cache folder of the tests' own, the device."""
 
 import os
 from pathlib import Path
@@ -6,12 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def golden_folder() -> Path | None:
-    """GOLDEN_DIR, else ../shared/golden beside the checkout, else None."""
-    places = [os.environ.get("GOLDEN_DIR"), ROOT.parent / "shared" / "golden"]
-    return next((Path(place) for place in places if place and Path(place).is_dir()), None)
+GOLDEN = ROOT / "tests" / "golden"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,14 +17,8 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder of recorded reference data; skips where it is absent, except in CI."""
-    folder = golden_folder()
-    if folder is None:
-        message = "no recorded reference data: set GOLDEN_DIR, or put them at ../shared/golden"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return folder
+    """The folder of recordings of the original (``tests/golden/README.md``)."""
+    return GOLDEN
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 from library.data.dataset import TrainDataset
 from library.data.run_rng import RunRng
-from library.device.setup import Device, init_device
+from library.device.profile import Device
+from library.device.setup import init_device
 from library.families.sdxl.family import SdxlFamily
+from library.runs.dataset_setup import make_dataset
 from library.runs.interrupt import INTERRUPTED
-from library.runs.run_setup import make_dataset
 from library.settings.arguments import TrainArgs, parse_train_args
 from library.settings.flag_groups import CacheArgs
 from library.settings.log_setup import setup_logging
@@ -50,7 +51,8 @@ def run_tool(args: TrainArgs, work: Work) -> int:
     try:
         if not args.model.pretrained_model_name_or_path:
             raise ValueError("--pretrained_model_name_or_path is required")
-        device = init_device(args.compute.device, args.compute.flash_attn, args.compute.mixed_precision)
+        compute = args.compute
+        device = init_device(compute.device, compute.flash_attn, compute.mixed_precision, compute.compiled)
         # Images held back are cached as well, so it does not matter which seed draws them.
         work(args, make_dataset(args, SdxlFamily(), RunRng(0)), device)
     except ValueError as error:

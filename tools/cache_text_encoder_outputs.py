@@ -17,20 +17,19 @@ from library.settings.flag_groups import CacheArgs
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported
-    from library.families.sdxl.checkpoint import TextEncodersFile, load_weights
-    from library.families.sdxl.family import build_text_encoders
+    from library.families.sdxl.checkpoint import TextEncodersFile
+    from library.families.sdxl.family import SdxlFamily
     from library.runs.caching import cache_text, describe_text_encoders, text_encoding
     from tools.cache_options import read_options, run_tool
 
     def work(args, dataset, device) -> None:  # type: ignore[no-untyped-def]
         model = args.model
-        name = model.pretrained_model_name_or_path
-        weights = load_weights(name, model.vae, model.te2_projection, file_type=TextEncodersFile)
-        encoders = describe_text_encoders(weights, dataset, device.compute_dtype, with_digest=True)
-        spec, run = build_text_encoders(weights, device.compute_dtype, args.compute.compiled)
-        cache_text(dataset, args.cache, encoders, text_encoding(spec, run))
+        family = SdxlFamily(model.te2_projection)
+        weights = family.load(model.pretrained_model_name_or_path, model.vae, TextEncodersFile)
+        encoders = describe_text_encoders(family, weights, dataset, device, with_digest=True)
+        text_model = family.build_text_encoders(weights, device)
+        cache_text(dataset, args.cache, encoders, text_encoding(family, text_model))
 
     cache = CacheArgs(cache_text_encoder_outputs=True, cache_text_encoder_outputs_to_disk=True)
     return run_tool(read_options(argv, "Encode captions and keep the outputs beside the images.", cache), work)

@@ -75,24 +75,22 @@ def _replay_json(path: Path) -> list[Finding]:
     raise ValueError(f"{path} is not a recording; {FORMS} can be replayed")
 
 
-def _options(settings: Settings) -> Any:
+def _device(settings: Settings) -> Any:
     from library.device.setup import init_device
-    from tools.replay_base import ReplayOptions
 
-    init_device(settings.device)
-    return ReplayOptions(jit=settings.jit)
+    return init_device(settings.device, compiled=settings.jit is not False)
 
 
 def _replay_steps(path: Path, settings: Settings) -> list[Finding]:
     from tools.replay_steps import replay_steps
 
-    return replay_steps(path, _options(settings))
+    return replay_steps(path, settings.jit, _device(settings))
 
 
 def _replay_models(path: Path, settings: Settings) -> list[Finding]:
     from tools.replay_models import replay_models
 
-    return replay_models(path, _options(settings))
+    return replay_models(path, _device(settings))
 
 
 def _replay_effect(path: Path, settings: Settings) -> list[Finding]:
@@ -100,7 +98,7 @@ def _replay_effect(path: Path, settings: Settings) -> list[Finding]:
 
     if settings.models is None or settings.lora is None:
         raise ValueError(f"{path} holds the effect of a LoRA on recorded models: give both with --models and --lora")
-    return replay_effect(path, settings.models, settings.lora, _options(settings))
+    return replay_effect(path, settings.models, settings.lora, _device(settings))
 
 
 def replay_all(files: Sequence[Path], settings: Settings) -> Iterator[tuple[str, Finding]]:

@@ -7,18 +7,23 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
+from library.device.profile import Device
+from library.families.base import BaseModel, Conditioning, decode_latents
 from library.families.sdxl import forward as sdxl
-from library.families.sdxl.checkpoint import lora_targets
-from library.families.sdxl.family import SdxlFamily, SdxlModel, build_model
-from library.families.sdxl.forward import TextOutputs
+from library.families.sdxl.facts import HIDDEN_1, HIDDEN_2, POOLED
+from library.families.sdxl.family import SdxlFamily
 from library.files.safetensors_utils import SafetensorsFile
+from library.graphs.block import Block
+from library.runs.network_setup import open_network
 from library.runs.sampling import guided, make_scheduler, sample_latents
-from networks import lora
-from networks.network_base import Network, read_network_file
-from tools.replay_base import ReplayOptions, base_model
+from library.training.trained import Group, Trained, trained_adapters
+from networks.together import combine
+from tools.replay_base import base_model
 from tools.replay_result import Finding, judged, missing_of, relative_error
 from tools.tiny_source import tiny_base
 
+FAMILY = SdxlFamily()
+UNTRAINED = Group("applied only", 0.0)
 SAMPLER = "EulerDiscrete"
 """Start of the recorded sampler's name; the only one that is recorded."""
 INPUTS_OF = {
@@ -73,18 +78,18 @@ def read_models(path: Path) -> ModelsRecording:
         return ModelsRecording(path, {key: file.read(key) for key in file}, file.metadata)
 
 
-def replay_models(path: Path, options: ReplayOptions) -> list[Finding]:
+def replay_models(path: Path, device: Device) -> list[Finding]:
     """Replay every output in the file.
 
     Raises:
         ValueError: inputs that an output needs are not there.
     """
     recording = read_models(path)
-    model = base_model(recording.checkpoint_seed, "correct", options.compiled).model
+    model = base_model(recording.checkpoint_seed, "correct", device).model
     return _findings(model, recording, recording.tensors)
 
 
-def replay_effect(path: Path, models: Path, lora_file: Path, options: ReplayOptions) -> list[Finding]:
+def replay_effect(path: Path, models: Path, lora_file: Path, device: Device) -> list[Finding]:
     """Replay the outputs of an effect file with the LoRA merged, and again with it beside the weights.
 
     Raises:
@@ -92,21 +97,21 @@ def replay_effect(path: Path, models: Path, lora_file: Path, options: ReplayOpti
     """
     recording, effect = read_models(models), read_models(path)
     weights = tiny_base(recording.checkpoint_seed)
-    network = lora.create_network_from_weights(lora_targets(weights), read_network_file(lora_file), str(lora_file))
+    network = open_network(lora_file, FAMILY.targets(weights))
     multiplier = float(effect.tensors["multiplier"])
     network.merge_into(weights.parts, multiplier)
-    findings = _findings(build_model(weights, compiled=options.compiled), recording, effect.tensors, " (merged)")
-    beside = _model_beside(recording.checkpoint_seed, network, multiplier, options.compiled)
-    return findings + _findings(beside, recording, effect.tensors, " (not merged)")
+    findings = _findings(FAMILY.build(weights, device), recording, effect.tensors, " (merged)")
+    together = combine([(network, multiplier)])
 
+    def beside(blocks: tuple[Block, ...]) -> Trained:
+        return trained_adapters(together, blocks, lambda key: UNTRAINED)
 
-def _model_beside(seed: int, network: Network, multiplier: float, compiled: bool) -> SdxlModel:
-    """The tiny SDXL with a network that is applied in every pass."""
-    return build_model(tiny_base(seed), network=lora.stack_networks([(network, multiplier)]), compiled=compiled)
+    model = FAMILY.build(tiny_base(recording.checkpoint_seed), device, beside)
+    return findings + _findings(model, recording, effect.tensors, " (not merged)")
 
 
 def _findings(
-    model: SdxlModel, recording: ModelsRecording, expected: Mapping[str, np.ndarray], suffix: str = ""
+    model: BaseModel, recording: ModelsRecording, expected: Mapping[str, np.ndarray], suffix: str = ""
 ) -> list[Finding]:
     wanted = [name for name in INPUTS_OF if name in expected]
     missing = sorted({m for name in wanted for m in missing_of(INPUTS_OF[name], recording.tensors)})
@@ -120,7 +125,7 @@ def _findings(
     return findings
 
 
-def _outputs(model: SdxlModel, recording: ModelsRecording, wanted: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _outputs(model: BaseModel, recording: ModelsRecording, wanted: list[str]) -> Iterator[tuple[str, np.ndarray]]:
     """The wanted outputs, group by group."""
     groups = {
         "text": lambda: _text_outputs(model, recording),
@@ -134,28 +139,20 @@ def _outputs(model: SdxlModel, recording: ModelsRecording, wanted: list[str]) ->
         yield from ((name, outputs[name]) for name in names)
 
 
-def _encode(model: SdxlModel, recording: ModelsRecording) -> TextOutputs:
-    """Conditioning of all recorded token ids, with the pooled output of the first chunk [B, D]."""
+def _encode(model: BaseModel, recording: ModelsRecording) -> Conditioning:
+    """Conditioning of all recorded token ids."""
     tensors = recording.tensors
-    text = SdxlFamily().encode_text(model, (tensors["text.input_ids1"], tensors["text.input_ids2"]))
-    batch, chunks, _ = tensors["text.input_ids1"].shape
-    pooled = text.pooled_BD.asnumpy().reshape(batch, chunks, -1)[:, 0]
-    return TextOutputs(text.context_BTD, Tensor(np.ascontiguousarray(pooled)))
+    return FAMILY.encode_text(model, (tensors["text.input_ids1"], tensors["text.input_ids2"]))
 
 
-def _text_outputs(model: SdxlModel, recording: ModelsRecording) -> dict[str, np.ndarray]:
-    text = _encode(model, recording)
-    context = text.context_BTD.asnumpy()
-    width = model.weights["te1"]["text_model.embeddings.token_embedding.weight"].shape[1]
-    return {
-        "text.hidden1": context[..., :width],
-        "text.hidden2": context[..., width:],
-        "text.pool2": text.pooled_BD.asnumpy(),
-    }
+def _text_outputs(model: BaseModel, recording: ModelsRecording) -> dict[str, np.ndarray]:
+    arrays = FAMILY.text_arrays(_encode(model, recording))
+    return {"text.hidden1": arrays[HIDDEN_1], "text.hidden2": arrays[HIDDEN_2], "text.pool2": arrays[POOLED]}
 
 
-def _vae_outputs(model: SdxlModel, recording: ModelsRecording) -> dict[str, np.ndarray]:
+def _vae_outputs(model: BaseModel, recording: ModelsRecording) -> dict[str, np.ndarray]:
     tensors, outputs = recording.tensors, {}
+    assert model.vae is not None
     if "vae.image" in tensors:
         outputs["vae.mean"], outputs["vae.logvar"] = model.vae.encode_moments(tensors["vae.image"])
     if "vae.latents" in tensors:
@@ -163,17 +160,17 @@ def _vae_outputs(model: SdxlModel, recording: ModelsRecording) -> dict[str, np.n
     return outputs
 
 
-def _unet_outputs(model: SdxlModel, recording: ModelsRecording, wanted: list[str]) -> dict[str, np.ndarray]:
+def _unet_outputs(model: BaseModel, recording: ModelsRecording, wanted: list[str]) -> dict[str, np.ndarray]:
     tensors = recording.tensors
     outputs = {"unet.size_embeddings": sdxl.size_embeddings(tensors["unet.size_ids"])}
     if "unet.noise_pred" in wanted:
         text, sizes = _encode(model, recording), tensors["unet.size_ids"]
-        prediction = SdxlFamily().predict(model, tensors["unet.sample"], tensors["unet.timesteps"], text, sizes)
+        prediction = FAMILY.predict(model, tensors["unet.sample"], tensors["unet.timesteps"], text, sizes)
         outputs["unet.noise_pred"] = prediction
     return outputs
 
 
-def _sample_outputs(model: SdxlModel, recording: ModelsRecording) -> dict[str, np.ndarray]:
+def _sample_outputs(model: BaseModel, recording: ModelsRecording) -> dict[str, np.ndarray]:
     """A guided run: row 0 of the text is the prompt, row 1 the negative prompt, row 0 of the sizes serves both."""
     if not recording.setting("scheduler").startswith(SAMPLER):
         raise ValueError(f"{recording.path}: sampled by {recording.setting('scheduler')}; {SAMPLER} can be replayed")
@@ -186,14 +183,14 @@ def _sample_outputs(model: SdxlModel, recording: ModelsRecording) -> dict[str, n
     count = len(noise)
     rows = [0] * count + [1] * count
     whole = _encode(model, recording)
-    text = TextOutputs(*(Tensor(t.asnumpy()[rows]) for t in (whole.context_BTD, whole.pooled_BD)))
+    text = {name: Tensor(tensor.asnumpy()[rows]) for name, tensor in whole.items()}
     sizes = recording.tensors["unet.size_ids"][[0] * len(rows)]
 
     def predict(latents: np.ndarray, timestep: float) -> np.ndarray:
         times = np.full(len(rows), timestep, np.float32)
-        answer = SdxlFamily().predict(model, np.concatenate([latents, latents]), times, text, sizes)
+        answer = FAMILY.predict(model, np.concatenate([latents, latents]), times, text, sizes)
         return guided(answer[:count], answer[count:], scale)
 
     outputs["sample.latents"] = sample_latents(predict, noise, "euler", steps, seed=0)
-    outputs["sample.image"] = SdxlFamily().decode(model, outputs["sample.latents"])
+    outputs["sample.image"] = decode_latents(FAMILY, model, outputs["sample.latents"])
     return outputs

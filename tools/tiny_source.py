@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from library.families.sdxl.checkpoint import SdxlWeights, weights_from_source
+from library.families.base import BaseWeights
+from library.families.sdxl.checkpoint import weights_from_source
 from library.families.sdxl.shapes import TINY_SDXL, Shape, checkpoint_shapes
 from library.models.random_weights import random_weight
 
@@ -29,6 +30,6 @@ class TinySource:
         return array if dtype is None else array.astype(dtype, copy=False)  # type: ignore[call-overload,no-any-return]
 
 
-def tiny_base(seed: int, te2_projection: str = "correct") -> SdxlWeights:
-    """The tiny SDXL's weights; ``te2_projection`` as in ``sdxl_model_util.load_weights``."""
+def tiny_base(seed: int, te2_projection: str = "correct") -> BaseWeights:
+    """The tiny SDXL's weights; ``te2_projection`` as in ``checkpoint.load_weights``."""
     return weights_from_source(TinySource(seed), f"the tiny SDXL of seed {seed}", te2_projection=te2_projection)

@@ -62,7 +62,8 @@ def clean_tags(tags: str) -> str:
     """Tags with blanks for underscores, without the rating at their end and without those that say nothing.
 
     Left out are, where a tag speaks of girls or boys, kinds of hair, eyes and sleeves that come more than once, and
-    tags that another tag makes more precise (``shirt`` beside ``white shirt``). Source: inventory 10.
+    tags that another tag makes more precise (``shirt`` beside ``white shirt``). Source: ``clean_tags`` in kohya's
+    finetune/clean_captions_and_tags.py.
     """
     spaced = _UNDERSCORE.sub(lambda found: found[0] if len(found[0]) > 1 else " ", tags)
     found = spaced.partition(_RATING)[0].split(", ")
@@ -98,7 +99,7 @@ def _without_vague(tags: list[str]) -> list[str]:
 def clean_caption(caption: str) -> str:
     """A caption with one word for every kind of person and without doubled words for drawings.
 
-    Source: inventory 10.
+    Source: ``clean_caption`` in kohya's finetune/clean_captions_and_tags.py.
     """
     for words, instead in CAPTION_WORDS:
         while words in caption:

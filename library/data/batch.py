@@ -1,5 +1,6 @@
 """What the data floor hands to the training loop."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,16 +23,9 @@ class Posterior:
         return (self.mean + self.std.astype(np.float32) * eps).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class EncodedText:
-    """What the text encoders give for a caption of T tokens [T, D], or for several [B, T, D]; float32 or float16."""
-
-    hidden1: np.ndarray
-    """Hidden states of the first encoder."""
-    hidden2: np.ndarray
-    """Hidden states of the second encoder."""
-    pooled: np.ndarray
-    """Pooled and projected output of the second encoder: [D], or [B, D]."""
+TextArrays = Mapping[str, np.ndarray]
+"""What the text encoders give, by the names that the model's family has for it: float32 or float16, for one caption or,
+with an axis more in front, for several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +47,7 @@ class Batch:
     token_weights_BNT: np.ndarray | None
     """float32, shaped like each of `token_ids`: factors on the text encoders' hidden states; None when all are 1."""
 
-    text: EncodedText | None
+    text: TextArrays | None
     """From a cache; None when the tokens are to be encoded."""
 
     size_ids_B6: np.ndarray

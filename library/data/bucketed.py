@@ -11,7 +11,7 @@ from library.data.buckets import BucketSelector, Placement, Size, batch_list, ro
 from library.data.images.augment import Face, face_in_name
 from library.data.images.image_util import MAX_PIXELS
 from library.data.scan.scan import Findings, SubsetScan, some
-from library.settings.config_util import BUCKET_STEPS_MULTIPLE, DatasetConfig, SubsetConfig
+from library.settings.config_util import DatasetConfig, SubsetConfig
 from library.settings.counted import counted
 
 
@@ -87,10 +87,10 @@ def build_bucketed(
     Images without a size are passed over (the reason is in `findings` already); images that fit no bucket and
     impossible sizes are added to `findings.problems`.
     """
-    if not config.enable_bucket and any(side % BUCKET_STEPS_MULTIPLE for side in config.resolution):
+    if not config.enable_bucket and any(side % config.size_step for side in config.resolution):
         findings.problems.append(
             f"{config.source}: resolution {config.resolution[0]} x {config.resolution[1]} has to be a multiple of "
-            f"{BUCKET_STEPS_MULTIPLE} on both sides when enable_bucket is off"
+            f"{config.size_step} on both sides when enable_bucket is off"
         )
     balanced = _repeats(scans, findings, config)
     selector = _selector(config)
@@ -152,7 +152,7 @@ def _covers(size: Size, target: Size) -> bool:
 
 
 def _face(config: DatasetConfig, subset: SubsetConfig, path: Path, size: Size) -> Face | None:
-    """The face that crops are drawn around: without buckets, in an image that is large enough (inventory 2.6)."""
+    """The face that crops are drawn around: without buckets, in an image that is large enough, as kohya has it."""
     if subset.face_crop_aug_range is None or config.enable_bucket or not _covers(size, config.resolution):
         return None
     return face_in_name(path)
@@ -183,8 +183,8 @@ def _place(
     """Placement of an image, and the size told to the model.
 
     With random_crop and without buckets the crop is cut from the image at its own scale where it is large enough, and
-    the model is told the crop's size (inventory 3.4), as it is of crops around a face; in all other cases the image is
-    scaled to cover its bucket.
+    the model is told the crop's size, as kohya does, and as it is of crops around a face; in all other cases the image
+    is scaled to cover its bucket.
     """
     target = config.resolution
     if face is not None:
@@ -234,9 +234,10 @@ def _repeats(scans: Sequence[SubsetScan], findings: Findings, config: DatasetCon
 
 
 def balance_repeats(given: Sequence[int], wanted: int) -> list[int]:
-    """How often each regularisation image is used so that together they reach `wanted` samples (inventory 2.6).
+    """How often each regularisation image is used so that together they reach `wanted` samples.
 
     The first lap gives each its own number, later laps one more each; it stops as soon as `wanted` is reached.
+    Source: kohya's DreamBoothDataset.
     """
     repeats = [0] * len(given)
     total = 0

@@ -1,6 +1,6 @@
 """Aspect-ratio buckets: which sizes there are, which one an image goes to, and how it gets there.
 
-The numbers are kohya's (inventory 3.1 to 3.5), floating-point order included: the same image lands in the same bucket.
+The numbers are kohya's, floating-point order included: the same image lands in the same bucket.
 All sizes are (width, height) in pixels.
 """
 
@@ -29,7 +29,7 @@ class Placement:
 def make_bucket_resolutions(
     max_reso: Size, min_size: int = 256, max_size: int = 1024, divisible: int = 64
 ) -> list[Size]:
-    """All bucket sizes of an area, sorted (inventory 3.1).
+    """All bucket sizes of an area, sorted. Source: kohya's function of the same name.
 
     `max_reso`: the size whose area no bucket should exceed; sides lie in [min_size, max_size] on a grid of
     `divisible` pixels (the square bucket may lie outside that range).
@@ -45,7 +45,7 @@ def make_bucket_resolutions(
 
 
 def select_bucket(image: Size, predefined: Sequence[Size], aspect_ratios: np.ndarray | None = None) -> Placement:
-    """The predefined bucket nearest in aspect ratio; the image is scaled to cover it (inventory 3.2).
+    """The predefined bucket nearest in aspect ratio; the image is scaled to cover it.
 
     `aspect_ratios`: width / height of `predefined` as float64, if the caller has it at hand.
     """
@@ -85,7 +85,7 @@ def _shrink_to_area(image: Size, max_area: int, steps: int) -> Size:
 
 
 def select_bucket_no_upscale(image: Size, max_area: int, steps: int) -> Placement:
-    """The bucket made for one image that is never enlarged (inventory 3.3).
+    """The bucket made for one image that is never enlarged.
 
     An image above `max_area` pixels is shrunk; the bucket is the result rounded down to multiples of `steps`.
     A width below one step gives a bucket of width 0, as in the original; callers have to refuse it.
@@ -105,7 +105,8 @@ def select_bucket_no_upscale(image: Size, max_area: int, steps: int) -> Placemen
 def crop_ltrb(bucket: Size, image: Size) -> tuple[float, float, float, float]:
     """Left, top, right, bottom of the image drawn whole inside the bucket, for the size conditioning.
 
-    This is the letter-box offset and not the crop that is cut (inventory 3.4); LoRAs in the wild are trained with it.
+    This is the letter-box offset and not the crop that is cut; kohya's get_crop_ltrb has it so, and LoRAs in the wild
+    are trained with it.
     """
     image_aspect = image[0] / image[1]
     width: float = bucket[0]
@@ -167,7 +168,9 @@ def batch_list(bucket_sizes: Sequence[int], batch_size: int) -> list[tuple[int, 
 def shuffle_as_kohya(
     batches: Sequence[tuple[int, int]], buckets: Sequence[Sequence[Element]], rng: random.Random
 ) -> tuple[list[tuple[int, int]], list[list[Element]]]:
-    """One epoch shuffle in the original's order of draws: the batch list, then each bucket (inventory 3.5).
+    """One epoch shuffle in the original's order of draws: the batch list, then each bucket.
+
+    Source: kohya's BaseDataset.shuffle_buckets.
 
     The original applies it to the result of the epoch before and seeds `rng` with seed + epoch. Our own epochs are
     drawn afresh instead (`dataset.TrainDataset.epoch_order`); this is for comparison with its recorded orders.

@@ -89,10 +89,10 @@ def _fitted(stored: Image.Image, image: PlacedImage, drawn: DrawnSample) -> np.n
 
 
 def size_ids(original: Size, bucket: Size, *, flipped: bool) -> tuple[int, int, int, int, int, int]:
-    """SDXL's size conditioning: original height, width, crop top, left, target height, width (inventory 3.4).
+    """The size conditioning: original height, width, crop top, left, target height, width.
 
-    `original` and `bucket` are (width, height) in pixels. The crop is kohya's letter-box offset; mirrored images have
-    it mirrored.
+    `original` and `bucket` are (width, height) in pixels. The crop is kohya's letter-box offset (`buckets.crop_ltrb`);
+    mirrored images have it mirrored.
     """
     left, top, right, _ = crop_ltrb(bucket, original)
     if flipped:

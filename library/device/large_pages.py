@@ -1,8 +1,8 @@
 """Large pages for what the C library allocates, on Linux.
 
 Weights, kept products and MindSpore's own small objects lie all over the memory; in pages of 4 KB the processor spends
-an eighth of a training step looking up where (docs/performance.md). The C library can ask the system for pages of 2 MB,
-but only where its settings say so before the program starts. So the program starts itself again with them.
+an eighth of a training step looking up where (docs/log/performance.md). The C library can ask the system for pages of
+2 MB, but only where its settings say so before the program starts. So the program starts itself again with them.
 """
 
 import os

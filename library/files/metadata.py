@@ -11,7 +11,6 @@ from types import MappingProxyType
 from library.files.hash_memory import remembered_sha256
 from library.files.hashes import model_hash
 
-SDXL_BASE_VERSION = "sdxl_base_v1-0"
 UNKNOWN_VERSION = "(unknown)"
 MINIMUM_KEYS = (
     "ss_v2",
@@ -65,10 +64,11 @@ class RunFacts:
     num_reg_images: int
     num_batches_per_epoch: int
     num_epochs: int
+    base_model_version: str
+    """kohya's name for the kind of base model: ``sdxl_base_v1-0``."""
     optimizer: str
     """Optimizer and its settings: ``AdamW(weight_decay=0.05,betas=(0.9, 0.98))``."""
     num_validation_images: int = 0
-    base_model_version: str = SDXL_BASE_VERSION
     version: str = UNKNOWN_VERSION
     """This project's version, written where kohya writes its commit."""
 

@@ -1,6 +1,6 @@
 """The ``modelspec.*`` texts: what a file is, for model browsers.
 
-https://github.com/Stability-AI/ModelSpec, as far as kohya writes it for a network of SDXL.
+https://github.com/Stability-AI/ModelSpec, as far as kohya writes it for a network.
 """
 
 import base64
@@ -10,8 +10,6 @@ from datetime import datetime
 from pathlib import Path
 
 SPEC_VERSION = "1.0.1"
-SDXL_ARCHITECTURE = "stable-diffusion-xl-v1-base"
-SDXL_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 NETWORK_SUFFIX = "/lora"
 DEFAULT_TITLE = "LoRA"
 DEFAULT_RESOLUTION = "1024x1024"
@@ -21,16 +19,19 @@ _TEXTS_BEFORE = ("license", "tags", "merged_from")
 _TEXTS_AFTER = ("usage_hint", "thumbnail", "trigger_phrase", "preprocessor", "is_negative_embedding")
 
 
-def build_model_spec(options: Mapping[str, object], date: datetime | None, version: str) -> dict[str, str]:
-    """The texts for a network of SDXL, in kohya's order; what is not known is left out.
+def build_model_spec(
+    options: Mapping[str, object], date: datetime | None, version: str, architecture: str, implementation: str
+) -> dict[str, str]:
+    """The texts for a network, in kohya's order; what is not known is left out.
 
     `options`: training options by their flag's name (metadata_*, output_name, resolution, v_parameterization,
     min_timestep, max_timestep, clip_skip). `date`: of `file_date`. `version`: this program and its version.
+    `architecture`, `implementation`: the base model's.
     Raises ValueError for a thumbnail file that cannot be read.
     """
     spec: dict[str, object] = {
-        "architecture": SDXL_ARCHITECTURE + NETWORK_SUFFIX,
-        "implementation": SDXL_IMPLEMENTATION,
+        "architecture": architecture + NETWORK_SUFFIX,
+        "implementation": implementation,
         "title": options.get("metadata_title") or options.get("output_name") or _default_title(date),
         "resolution": _resolution(options.get("resolution")),
         "sai_model_spec": SPEC_VERSION,
@@ -58,7 +59,7 @@ def _iso(date: datetime) -> str:
 
 
 def _resolution(resolution: object) -> str:
-    """``WIDTHxHEIGHT`` of ``1024``, ``1024,768`` or (1024, 768); SDXL's own when there is none."""
+    """``WIDTHxHEIGHT`` of ``1024``, ``1024,768`` or (1024, 768); 1024 x 1024 when there is none."""
     if resolution is None:
         return DEFAULT_RESOLUTION
     parts = resolution if isinstance(resolution, (list, tuple)) else str(resolution).split(",")

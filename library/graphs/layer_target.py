@@ -1,6 +1,7 @@
 """What a network may adapt: one layer of a base model, described by its key in the checkpoint file."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,12 @@ class LayerTarget:
     """Shape of its weight: (out, in) or (out, in, k, k)."""
     stride: int = 1
     padding: int = 0
+    stage: Literal["", "down", "mid", "up"] = ""
+    """Stage of the UNet, for options by block; "" in text encoders."""
+    stage_index: int = 0
+    """Number of its block within the stage, from 0."""
+    block: int = 0
+    """Number of that block in all of the UNet, as kohya counts: 0 are the embeddings."""
     extended: bool = False
     """Belongs to the layers that are adapted only when convolutions are (res blocks, up- and downsampling)."""
 

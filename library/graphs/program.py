@@ -342,11 +342,18 @@ def bind(
         trained_weights: local names of the weights that are trained, in the order of ``block.names``.
         trained: see ``BoundBlock``.
     """
-    held = block.held(weights[block.part]) if block.names else ()
+    held = list(block.held(weights[block.part])) if block.names else []
+    places: list[Tensor | None] = list(held)
+    for name, own in zip(trained_weights, trained[len(trained) - len(trained_weights) :], strict=True):
+        held[block.names.index(name)] = own.value
+        places[block.names.index(name)] = None
     outlines = tuple(zip(block.names, _outlines(held), strict=True))
     kind = Kind(block.function, block.options, outlines, block.transposed, adapters, trained_weights)
-    places = (None if name in trained_weights else weight for name, weight in zip(block.names, held, strict=True))
     return BoundBlock(block, program(kind, device), tuple(places), trained)
+
+
+Apply = Callable[..., Tensor]
+"""How a block is applied: apply(block, *inputs) -> output. The caller decides on what is trained, and on gradients."""
 
 
 class Forward:

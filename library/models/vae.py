@@ -80,7 +80,7 @@ class Vae:
         return np.concatenate([self._model.decode(latents[i : i + 1])[0].asnumpy() for i in range(latents.shape[0])])
 
 
-def load_vae(weights: Mapping[str, np.ndarray]) -> Vae:
+def load_vae(weights: Mapping[str, np.ndarray], device: object = None) -> Vae:
     """Build the VAE that the weights describe.
 
     Args:

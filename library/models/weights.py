@@ -25,7 +25,7 @@ TRANSPOSED = (
 
 A product with a transposed factor is slow on a CPU where it has few rows or sums over many columns. One of a layer's
 two products, forward and for the gradient of its input, always has one. These are the layers of text tokens, whose
-gradient is rarely needed, and the one that narrows (docs/performance.md).
+gradient is rarely needed, and the one that narrows (docs/log/performance.md).
 """
 
 

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from tqdm import tqdm
 
-from library.data.batch import EncodedText, Posterior
+from library.data.batch import Posterior, TextArrays
 from library.data.bucketed import PlacedImage
 from library.data.cache.cache_fill import Filling, fill
 from library.data.cache.cache_store import DiskStore, Indexes, Item, MemoryStore, Store
@@ -22,46 +22,52 @@ from library.data.images.image_util import crop_offset
 from library.data.loader import ordered_map
 from library.data.sample import DrawnSample, SamplePixels, sample_pixels
 from library.data.text.tokenizer import token_limit
-from library.families.sdxl import forward as sdxl
-from library.families.sdxl.checkpoint import SdxlWeights
-from library.families.sdxl.family import SdxlModel, build_model
-from library.families.sdxl.forward import TextSpec
+from library.device.profile import Device
+from library.families.base import BaseModel, BaseWeights, Family
 from library.files.hashes import values_digest
-from library.graphs.program import Forward
 from library.models.vae import vae_digest
 from library.settings.flag_groups import CacheArgs
 
 DTYPE_NAMES: Mapping[ms.Type, str] = {ms.float32: "float32", ms.float16: "float16", ms.bfloat16: "bfloat16"}
-TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
 
 Entry = TypeVar("Entry")
-TextEncoding = Callable[[tuple[np.ndarray, ...], np.ndarray | None], EncodedText]
+TextEncoding = Callable[[tuple[np.ndarray, ...], np.ndarray | None], TextArrays]
 """Token ids, one [B, chunks, 77] per text encoder, and their weights [B, chunks, 77] if any, to outputs."""
 
 
 def build_cached_model(
-    weights: SdxlWeights, dataset: TrainDataset, cache: CacheArgs, dtype: ms.Type, compiled: bool
-) -> SdxlModel:
+    family: Family, weights: BaseWeights, dataset: TrainDataset, cache: CacheArgs, device: Device
+) -> BaseModel:
     """Put the base model on the device and fill the caches asked for; with cached text without its text encoders.
 
     Raises:
         ValueError: something cannot be read, encoded or written.
     """
     vae = vae_digest(weights.vae) if cache.cache_latents_to_disk else ""
-    encoders = describe_text_encoders(weights, dataset, dtype, cache.cache_text_encoder_outputs_to_disk)
-    model = build_model(weights, dtype, compiled=compiled)
+    with_digest = cache.cache_text_encoder_outputs_to_disk
+    encoders = describe_text_encoders(family, weights, dataset, device, with_digest) if cache.text else None
+    model = family.build(weights, device)
     if cache.latents:
-        cache_latents(dataset, cache, vae, lambda images: model.vae.encode(images, cache.vae_batch_size))
-    if not cache.text:
+        encode = model.vae
+        assert encode is not None
+        cache_latents(family, dataset, cache, vae, lambda images: encode.encode(images, cache.vae_batch_size))
+    if encoders is None:
         return model
-    cache_text(dataset, cache, encoders, text_encoding(model.spec, model.run))
-    return model.without_text_encoders()
+    cache_text(dataset, cache, encoders, text_encoding(family, model))
+    return model.only(family.facts.unet_part)
 
 
-def cache_latents(dataset: TrainDataset, cache: CacheArgs, vae: str, encode: Callable[[np.ndarray], Posterior]) -> None:
+def cache_latents(
+    family: Family,
+    dataset: TrainDataset,
+    cache: CacheArgs,
+    vae: str,
+    encode: Callable[[np.ndarray], Posterior],
+) -> None:
     """Make the latents that are missing, and let the data set hand out latents from now on.
 
     Args:
+        family: says how the files are called.
         dataset: its images are encoded.
         cache: where to, and how many at once.
         vae: digest of the VAE; any text where the cache is in memory.
@@ -74,7 +80,7 @@ def cache_latents(dataset: TrainDataset, cache: CacheArgs, vae: str, encode: Cal
         paths = list(dict.fromkeys(image.path for image in images))
         found = ordered_map(lambda path: indexes.of(path.parent).image_digest(path), paths, indexes.workers)
         digests = dict(zip(paths, found, strict=True))
-    items = latent_items(images, vae, digests)
+    items = latent_items(images, vae, digests, family.facts.latents_ending)
     store: Store[LatentItem, LatentEntry] = MemoryStore()
     if cache.cache_latents_to_disk:
         store = DiskStore(indexes, trusting=cache.skip_cache_check)
@@ -115,13 +121,13 @@ def cache_text(
     indexes = _indexes(images)
     on_disk = cache.cache_text_encoder_outputs_to_disk
     items = text_items(images, encoders, on_disk)
-    store: Store[TextItem, EncodedText] = MemoryStore()
+    store: Store[TextItem, TextArrays] = MemoryStore()
     if on_disk:
         store = DiskStore(indexes, trusting=cache.skip_cache_check)
     batch_size = max(each.config.batch_size for each in dataset.datasets)
-    known: dict[str, EncodedText] = {}
+    known: dict[str, TextArrays] = {}
 
-    def encode_batch(captions: Sequence[str]) -> list[EncodedText]:
+    def encode_batch(captions: Sequence[str]) -> list[TextArrays]:
         new = list(dict.fromkeys(caption for caption in captions if caption not in known))
         if new:
             # Always a whole batch: another size would be compiled anew.
@@ -134,7 +140,7 @@ def cache_text(
         return entries
 
     unique = sorted(dict.fromkeys(items.values()), key=lambda item: item.caption)
-    filling: Filling[TextItem, str, EncodedText] = Filling(
+    filling: Filling[TextItem, str, TextArrays] = Filling(
         what="text-encoder outputs",
         load=lambda item: item.caption,
         encode=encode_batch,
@@ -148,33 +154,29 @@ def cache_text(
 
 
 def describe_text_encoders(
-    weights: SdxlWeights, dataset: TrainDataset, dtype: ms.Type, with_digest: bool
+    family: Family, weights: BaseWeights, dataset: TrainDataset, device: Device, with_digest: bool
 ) -> TextEncoders:
     """What text outputs depend on; hashing the weights takes seconds and is left out where nothing is kept."""
-    parts = {f"{part}.{key}": array for part in ("te1", "te2") for key, array in weights.parts[part].items()}
-    widths = (parts[f"te1.{TOKEN_EMBEDDING}"].shape[1], parts[f"te2.{TOKEN_EMBEDDING}"].shape[1])
+    text_parts = sorted(set(weights.parts) - {family.facts.unet_part})
+    parts = {f"{part}.{key}": array for part in text_parts for key, array in weights.parts[part].items()}
     tokens = token_limit(dataset.datasets[0].config.max_token_length)
-    digest = values_digest(parts) if with_digest else ""
-    return TextEncoders(digest, widths, DTYPE_NAMES[dtype], tokens, dataset.weighted_captions)
+    return TextEncoders(
+        digest=values_digest(parts) if with_digest else "",
+        arrays=family.text_shapes(weights, tokens),
+        dtype=DTYPE_NAMES[device.dtype],
+        tokens=tokens,
+        weighted=dataset.weighted_captions,
+        ending=family.facts.text_ending,
+    )
 
 
-def text_encoding(spec: TextSpec, run: Forward) -> TextEncoding:
-    """Tokens to what a cache holds: float16 where the text encoders compute in it, else float32."""
+def text_encoding(family: Family, model: BaseModel) -> TextEncoding:
+    """Tokens to what a cache holds."""
 
-    def encode(token_ids: tuple[np.ndarray, ...], token_weights_BNT: np.ndarray | None) -> EncodedText:
-        outputs = sdxl.encode_text(spec, run, (token_ids[0], token_ids[1]), token_weights_BNT)
-        context, pooled = (_half_or_float(tensor) for tensor in (outputs.context_BTD, outputs.pooled_BD))
-        batch, width2 = len(context), pooled.shape[-1]
-        # kohya keeps the pooled output of the first chunk, the only one that is used.
-        first = pooled.reshape(batch, -1, width2)[:, 0]
-        return EncodedText(context[..., :-width2], context[..., -width2:], first)
+    def encode(token_ids: tuple[np.ndarray, ...], token_weights_BNT: np.ndarray | None) -> TextArrays:
+        return family.text_arrays(family.encode_text(model, token_ids, token_weights_BNT))
 
     return encode
-
-
-def _half_or_float(tensor: ms.Tensor) -> np.ndarray:
-    array: np.ndarray = (tensor if tensor.dtype == ms.float16 else tensor.astype(ms.float32)).asnumpy()
-    return array
 
 
 def _pixels(item: LatentItem) -> tuple[LatentItem, SamplePixels]:
@@ -186,8 +188,9 @@ def _rows(posterior: Posterior) -> list[Posterior]:
     return [Posterior(mean, std) for mean, std in zip(posterior.mean, posterior.std, strict=True)]
 
 
-def _text_rows(text: EncodedText) -> list[EncodedText]:
-    return [EncodedText(*row) for row in zip(text.hidden1, text.hidden2, text.pooled, strict=True)]
+def _text_rows(text: TextArrays) -> list[TextArrays]:
+    count = len(next(iter(text.values())))
+    return [{name: array[i] for name, array in text.items()} for i in range(count)]
 
 
 def _place_to_begin() -> int:

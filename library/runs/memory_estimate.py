@@ -1,26 +1,26 @@
 """How much memory a run will take, before anything is loaded, and which options make it fit.
 
 The counts are those of the program: weights by their shapes, the vectors of what is trained, what the forward pass
-leaves behind (models.footprint). Checked against measured peaks in docs/performance.md.
+leaves behind (models.footprint). Checked against measured peaks in docs/log/performance.md.
 """
 
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
+from typing import Any
 
 from library.data.dataset import TrainDataset
 from library.data.text.tokenizer import CHUNK, token_limit
-from library.families.sdxl import forward as sdxl
-from library.families.sdxl.checkpoint import SdxlWeights
-from library.families.sdxl.forward import SdxlSpec
+from library.device.profile import Device
+from library.families.base import BaseWeights, Family, OutlineSetup
 from library.graphs.block import Block
-from library.graphs.program import AdapterEntry, Outline
+from library.graphs.program import Outline
 from library.models.footprint import FLOAT, BlockValues, Footprint, Shapes
 from library.settings.arguments import TrainArgs
-from library.training.trained import Trainable
+from library.settings.sizes import LATENT_CHANNELS, LATENT_PIXELS
+from library.training.optimizers.rule import Rule, state_bytes
+from library.training.trained import Trained, TrainedBlock
 
 logger = logging.getLogger(__name__)
 
@@ -28,30 +28,32 @@ GB = 1e9
 FLOAT_BYTES = 4
 LIBRARIES = 0.9 * GB
 """Python, MindSpore, compiled blocks and what their kernels keep (measured)."""
-OPTIMIZER_VECTORS = 2
-"""AdamW's two moments."""
-VECTORS = 4
-"""The trained values in the network and as a vector, their gradient by blocks and as one vector."""
+VECTORS = 2
+"""The trained values and their gradients."""
 POOL = 0.9
 """Memory that MindSpore's pool takes for intermediate results, as a multiple of the blocks' outputs (measured)."""
 COMFORT = 0.95
 """Share of the machine's memory that may be planned for."""
-LATENT_PIXELS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySetup:
     """What a run's memory depends on."""
 
-    spec: SdxlSpec
+    family: Family
+    spec: Any
+    """The model's layout."""
     shapes: Shapes
     """Part -> key -> shape of the base model's weights."""
     vae_values: int
     value_bytes: int = FLOAT_BYTES
     """Bytes of a frozen weight and of what flows between blocks: 4, or 2 in half precision."""
     trained_values: int
-    adapters: Mapping[Block, tuple[AdapterEntry, ...]]
-    """The adapters of each block that has any."""
+    optimizer_bytes: int
+    """Of the optimizer's state."""
+    trained: Mapping[Block, TrainedBlock]
+    """What is trained in each block of which anything is."""
+    device: Device
     batch_size: int
     resolution: tuple[int, int]
     """Width, height of the largest bucket, in pixels."""
@@ -62,8 +64,6 @@ class MemorySetup:
     """Whether the text encoders are gone before the first step."""
     kept_share: float = 1.0
     """Share of the blocks whose products are kept; 1 without --gradient_checkpointing."""
-    accumulates: bool = False
-    """Whether a gradient waits for the next batch's."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,24 @@ class MemoryEstimate:
 
 
 def memory_setup(
-    args: TrainArgs, dataset: TrainDataset, weights: SdxlWeights, spec: SdxlSpec, trainable: Trainable, value_bytes: int
+    args: TrainArgs,
+    family: Family,
+    dataset: TrainDataset,
+    weights: BaseWeights,
+    trained: Trained,
+    rule: Rule,
+    device: Device,
 ) -> MemorySetup:
     """What a run's flags and data say; the batch is the one with the most pixels.
 
     Args:
         args: the flags.
+        family: of the base model.
         dataset: the data set.
         weights: the base model; only shapes are looked at.
-        spec: its layout.
-        trainable: what is trained.
-        value_bytes: bytes of a value in the frozen models.
+        trained: what is trained.
+        rule: the optimizer's.
+        device: where.
     """
     _, batch_size, resolution, tokens = max(
         (size * math.prod(bucket.resolution), size, bucket.resolution, tokens)
@@ -102,19 +109,21 @@ def memory_setup(
         for size in [min(data.config.batch_size, len(bucket.samples))]
     )
     return MemorySetup(
-        spec=spec,
+        family=family,
+        spec=family.spec(weights),
         shapes={part: {key: array.shape for key, array in named.items()} for part, named in weights.parts.items()},
         vae_values=sum(array.size for array in weights.vae.values()),
-        value_bytes=value_bytes,
-        trained_values=trainable.size,
-        adapters={segment.block: segment.adapters for segment in trainable.segments},
+        value_bytes=device.value_bytes,
+        trained_values=trained.size,
+        optimizer_bytes=sum(len(each.names) * state_bytes(rule, each.shape) for each in trained.tensors),
+        trained=trained.blocks,
+        device=device,
         batch_size=batch_size,
         resolution=resolution,
-        chunks=tokens // sdxl.CHUNK_TOKENS,
+        chunks=tokens // (CHUNK - 2),
         train_text=not args.network.network_train_unet_only,
         text_is_cached=args.cache.text,
         kept_share=args.compute.kept_share,
-        accumulates=args.optimizer.gradient_accumulation_steps > 1,
     )
 
 
@@ -122,35 +131,31 @@ def estimate_memory(setup: MemorySetup) -> MemoryEstimate:
     """What a run's memory holds, by parts."""
     blocks = _blocks(setup)
     size = {part: setup.value_bytes * sum(map(math.prod, shapes.values())) for part, shapes in setup.shapes.items()}
-    text, vae = size["te1"] + size["te2"], setup.vae_values * FLOAT_BYTES
+    unet, vae = size[setup.family.facts.unet_part], setup.vae_values * FLOAT_BYTES
+    text = sum(size.values()) - unet
     outputs, kept = sum(block.output for block in blocks), sum(block.kept for block in blocks)
     passed_on = sum(block.output for block in blocks if not block.is_read)  # read again by blocks that keep nothing
     vector = FLOAT_BYTES * setup.trained_values
     return MemoryEstimate(
         {
-            "UNet": size["unet"],
+            "UNet": unet,
             "text encoders": 0 if setup.text_is_cached else text,
             "VAE": vae,
-            "what is trained, and its gradients": (VECTORS + setup.accumulates) * vector,
-            "optimizer": OPTIMIZER_VECTORS * vector,
+            "what is trained, and its gradients": VECTORS * vector,
+            "optimizer": setup.optimizer_bytes,
             "activations kept for the gradient": (outputs + setup.kept_share * (kept - passed_on)) * setup.value_bytes,
             "intermediate results": POOL * outputs * setup.value_bytes,
             "libraries and compiled blocks": LIBRARIES,
         },
-        start=size["unet"] + text + vae + LIBRARIES,
+        start=unet + text + vae + LIBRARIES,
     )
 
 
 def _blocks(setup: MemorySetup) -> Sequence[BlockValues]:
-    run = Footprint(setup.shapes, setup.adapters)
+    run = Footprint(setup.shapes, setup.trained, setup.device)
     width, height = (side // LATENT_PIXELS for side in setup.resolution)
-    ids = np.zeros((setup.batch_size, setup.chunks, CHUNK), np.int64)
-    text = sdxl.encode_text(setup.spec, run, (ids, ids))  # outlines flow instead of tensors
-    if not setup.train_text:
-        run.blocks.clear()
-    noisy = Outline((setup.batch_size, 4, height, width), FLOAT)
-    timesteps, sizes = np.zeros(setup.batch_size), np.zeros((setup.batch_size, 6))
-    sdxl.predict(setup.spec, run, noisy, timesteps, text, sizes)
+    noisy = Outline((setup.batch_size, LATENT_CHANNELS, height, width), FLOAT)
+    setup.family.forward_outlines(setup.spec, run, OutlineSetup(setup.chunks, setup.train_text, noisy))
     return run.blocks
 
 

@@ -2,12 +2,12 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from library.data.batch import Batch
 from library.data.dataset import TrainDataset
+from library.runs.loop import Follower, Position
 from library.settings.counted import counted
+from library.training.step import StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -27,30 +27,31 @@ def batch_shapes(dataset: TrainDataset) -> set[BatchShape]:
     return shapes
 
 
-class ShapeLog:
+class ShapeLog(Follower):
     """Logs the first step of each shape."""
 
     def __init__(self, dataset: TrainDataset) -> None:
         self._total = len(batch_shapes(dataset))
         self._seen: set[BatchShape] = set()
+        self._begin = 0.0
         logger.info(
             "%s of batches: the first step of each takes longer, since its blocks are compiled then",
             counted(self._total, "shape"),
         )
 
-    @contextmanager
-    def step(self, batch: Batch) -> Iterator[None]:
-        """Around a batch's computation."""
+    def before_batch(self, position: Position, batch: Batch) -> None:
+        """Start the clock."""
+        self._begin = time.perf_counter()
+
+    def after_batch(self, position: Position, batch: Batch, result: StepResult) -> None:
+        """Log the time that a new shape took."""
         height, width = (int(side) for side in batch.size_ids_B6[0, 4:])
         shape = len(batch.size_ids_B6), height, width
         if shape in self._seen:
-            yield
             return
-        begin = time.perf_counter()
-        yield
         self._seen.add(shape)
         logger.info(
             "shape %d of %d (%d x %d, batch of %d): first step %.1f s",
             *(len(self._seen), self._total, width, height, shape[0]),
-            time.perf_counter() - begin,
+            time.perf_counter() - self._begin,
         )

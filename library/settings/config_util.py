@@ -11,13 +11,13 @@ from typing import Any
 from library.settings.dataset_check import Checker, Table
 from library.settings.dataset_keys import DATASET, GENERAL, SUBSET, Kind
 from library.settings.problems import raise_if_any
+from library.settings.sizes import LATENT_PIXELS
 from library.settings.table_file import read_table
 
 BUCKET_KEYS = ("bucket_reso_steps", "min_bucket_reso", "max_bucket_reso")
 SIZE_KEYS = frozenset({"resolution", "enable_bucket", "bucket_no_upscale", *BUCKET_KEYS})
 REARRANGING_KEYS = ("shuffle_caption", "token_warmup_step", "caption_tag_dropout_rate")
 """Keys that take captions apart into tags."""
-BUCKET_STEPS_MULTIPLE = 32  # SDXL: the VAE shrinks by 8, the UNet by another 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,27 +121,40 @@ class DatasetConfig:
     """Draws the pictures held back; None takes the run's seed."""
     network_multiplier: float = 1.0
     """Without effect, as in the original."""
+    size_step: int = LATENT_PIXELS
+    """Sides of pictures are multiples of this, in pixels, as the model's family needs it."""
     notes: tuple[str, ...] = ()
     """What a user should know about the settings, one line each, for the log."""
 
 
 SUBSET_FIELDS = frozenset(each.name for each in fields(SubsetConfig)) - {"source"}
-DATASET_FIELDS = frozenset(each.name for each in fields(DatasetConfig)) - {"source", "subsets", "kind", "notes"}
+DATASET_FIELDS = frozenset(each.name for each in fields(DatasetConfig)) - {
+    "source",
+    "subsets",
+    "kind",
+    "size_step",
+    "notes",
+}
 
 
 def load_dataset_configs(
-    path: str | Path, defaults: Mapping[str, object], *, masked_loss: bool = False
+    path: str | Path, defaults: Mapping[str, object], *, masked_loss: bool = False, size_step: int = LATENT_PIXELS
 ) -> tuple[DatasetConfig, ...]:
     """Read a dataset file; `defaults` are the command line's fallbacks under the file's key names, None meaning unset.
 
     Paths inside stay as written (relative to the working folder, as in the original). A file without datasets gives an
     empty tuple. Raises UsageError (a ValueError) that lists every problem with its place and what is allowed.
     """
-    return dataset_configs(read_table(path), Path(path).name, defaults, masked_loss=masked_loss)
+    return dataset_configs(read_table(path), Path(path).name, defaults, masked_loss=masked_loss, size_step=size_step)
 
 
 def dataset_configs(
-    table: Mapping[str, object], name: str, defaults: Mapping[str, object], *, masked_loss: bool = False
+    table: Mapping[str, object],
+    name: str,
+    defaults: Mapping[str, object],
+    *,
+    masked_loss: bool = False,
+    size_step: int = LATENT_PIXELS,
 ) -> tuple[DatasetConfig, ...]:
     """Like load_dataset_configs for a table already read; `name` stands for the file in messages."""
     strangers = set(defaults) - SUBSET_FIELDS - DATASET_FIELDS
@@ -151,7 +164,7 @@ def dataset_configs(
     general = check.values(check.table(table, "general", name), GENERAL, f"{name} {GENERAL}")
     outer = _from_command_line(defaults) | general
     datasets = [
-        _dataset(check, dataset, f"{name} {DATASET} {number}", outer, masked_loss)
+        _dataset(check, dataset, f"{name} {DATASET} {number}", outer, masked_loss, size_step)
         for number, dataset in enumerate(check.tables(table, "datasets", name), 1)
     ]
     raise_if_any(check.problems, name)
@@ -159,7 +172,9 @@ def dataset_configs(
     return (replace(made[0], notes=tuple(check.notes)), *made[1:]) if made else ()
 
 
-def _dataset(check: Checker, table: Table, place: str, outer: Table, masked_loss: bool) -> DatasetConfig | None:
+def _dataset(
+    check: Checker, table: Table, place: str, outer: Table, masked_loss: bool, size_step: int
+) -> DatasetConfig | None:
     """Make one dataset; None when there is any problem with the file (noted in `check`)."""
     unread = set(check.unread)
     subsets = check.tables(table, "subsets", place)
@@ -174,7 +189,7 @@ def _dataset(check: Checker, table: Table, place: str, outer: Table, masked_loss
             check.problems.append(f"{where}: image_dir is missing; name the folder of pictures")
         ready.append((where, values | read))
         _note_unused_separator(check, values | read, where)
-    _check_sizes(check, values, place)
+    _check_sizes(check, values, place, size_step)
     check.unread = unread  # what could not be read here says nothing about the next dataset
     if check.problems or kind is None:
         return None
@@ -182,6 +197,7 @@ def _dataset(check: Checker, table: Table, place: str, outer: Table, masked_loss
         subsets=tuple(SubsetConfig(source=where, **_chosen(chosen, SUBSET_FIELDS)) for where, chosen in ready),
         kind=kind,
         source=place,
+        size_step=size_step,
         **_chosen(values, DATASET_FIELDS),
     )
 
@@ -215,7 +231,7 @@ def _is_mixed(check: Checker, count: int, of: int, what: str, place: str) -> boo
 
 
 def _note_unused_separator(check: Checker, values: Table, place: str) -> None:
-    """Say where keep_tokens_separator is trained as text, as in the original (inventory 2.5)."""
+    """Say where keep_tokens_separator is trained as text, as in kohya's process_caption."""
     if values.get("keep_tokens_separator") and not any(values.get(name) for name in REARRANGING_KEYS):
         check.notes.append(
             f"{place}: keep_tokens_separator has no effect and stays in captions as text, since none of "
@@ -223,7 +239,7 @@ def _note_unused_separator(check: Checker, values: Table, place: str) -> None:
         )
 
 
-def _check_sizes(check: Checker, values: Table, place: str) -> None:
+def _check_sizes(check: Checker, values: Table, place: str, size_step: int) -> None:
     """Complain when resolution and bucket sizes cannot go together (the original's assertions)."""
     if check.unread & SIZE_KEYS:
         return
@@ -233,9 +249,9 @@ def _check_sizes(check: Checker, values: Table, place: str) -> None:
     if not values.get("enable_bucket"):
         return
     steps, low, high = (values.get(name, getattr(DatasetConfig, name)) for name in BUCKET_KEYS)
-    if steps % BUCKET_STEPS_MULTIPLE:
+    if steps % size_step:
         check.problems.append(
-            f"{place}: bucket_reso_steps = {steps} must be a multiple of {BUCKET_STEPS_MULTIPLE} for SDXL"
+            f"{place}: bucket_reso_steps = {steps} must be a multiple of {size_step} for this kind of model"
         )
     if resolution is None or values.get("bucket_no_upscale"):
         return

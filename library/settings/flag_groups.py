@@ -24,8 +24,8 @@ class ModelArgs:
     v_parameterization: bool = False
     """The base model predicts v (velocity) instead of the noise."""
     te2_projection: Literal["correct", "kohya"] = "correct"
-    """Orientation of text encoder 2's text_projection when read from a single file. correct: as the base model was
-    made; kohya: transposed, as kohya's scripts load it, to go on with LoRAs trained there."""
+    """How text encoder 2's text_projection P of a single file is used. correct: hidden @ P, as in the model's own code,
+    ComfyUI and diffusers; kohya: hidden @ P transposed, as kohya's scripts do, to go on with LoRAs trained there."""
 
 
 @dataclass(frozen=True, kw_only=True)

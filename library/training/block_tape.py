@@ -17,7 +17,7 @@ from mindspore import Tensor
 
 from library.graphs.block import Block
 from library.graphs.graph_code import release
-from library.graphs.program import BoundBlock, Forward, Held, Saved
+from library.graphs.program import BoundBlock, Forward, Saved
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class BlockTape(Forward):
         self._keepers += 1
         return int(self._keepers * self._keep) > int((self._keepers - 1) * self._keep)
 
-    def backward(self, d_output: Tensor, take: Callable[[Held, Tensor], None]) -> None:
+    def backward(self, d_output: Tensor, take: Callable[[Any, Tensor], None]) -> None:
         """Go back through the calls. The tape is empty afterwards.
 
         Args:

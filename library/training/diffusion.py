@@ -1,9 +1,11 @@
 """From clean latents to what the step needs: noise, noised latents, target, weights. NumPy on the host."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
+from library.data.batch import Posterior
 from library.data.run_rng import RunRng
 from library.settings.flag_groups import LossArgs
 from library.training.loss_weights import LossWeighting, loss_multipliers, mask_weights
@@ -76,28 +78,52 @@ def noise_latents(
     )
 
 
-def draw_diffusion_inputs(
-    schedule: NoiseSchedule,
-    rng: RunRng,
-    index: int,
-    latents_BCHW: np.ndarray,
-    loss_weights_B: np.ndarray,
-    loss: LossArgs,
-    v_parameterization: bool,
-    masks_BHW: np.ndarray | None = None,
-) -> DiffusionInputs:
-    """Draw noise and timesteps for the ``index``-th batch of the run, by kohya's rules and options."""
-    generator = rng.numpy("noise", index)
-    noise = generator.standard_normal(latents_BCHW.shape, dtype=np.float32)
-    if loss.noise_offset:
-        offset = draw_strength(generator, loss.noise_offset, loss.noise_offset_random_strength)
-        noise = apply_noise_offset(generator, latents_BCHW, noise, offset, loss.adaptive_noise_scale)
-    if loss.multires_noise_iterations:
-        noise = apply_multires_noise(generator, noise, loss.multires_noise_iterations, loss.multires_noise_discount)
-    timesteps = draw_timesteps(rng.numpy("timesteps", index), len(noise), loss.min_timestep, loss.max_timestep)
-    input_noise = None
-    if loss.ip_noise_gamma:
-        gamma = draw_strength(generator, loss.ip_noise_gamma, loss.ip_noise_gamma_random_strength)
-        input_noise = apply_ip_noise(generator, noise, gamma)
-    weighting = loss_weighting(loss, v_parameterization)
-    return noise_latents(schedule, latents_BCHW, noise, timesteps, loss_weights_B, weighting, input_noise, masks_BHW)
+class Draws(Protocol):
+    """What is random in a step. A replay gives what was recorded instead."""
+
+    def latents(self, index: int, posterior: Posterior, scale: float) -> np.ndarray:
+        """Scaled latents of the ``index``-th batch of the run, drawn from what the VAE says of its pictures."""
+        ...
+
+    def diffusion(
+        self, index: int, latents_BCHW: np.ndarray, loss_weights_B: np.ndarray, masks_BHW: np.ndarray | None
+    ) -> DiffusionInputs:
+        """Noise and timesteps for a batch; for the arrays see ``noise_latents``."""
+        ...
+
+
+@dataclass(frozen=True)
+class RandomDraws:
+    """Draws by kohya's rules and options, each from a stream of its own."""
+
+    rng: RunRng
+    schedule: NoiseSchedule
+    loss: LossArgs
+    v_parameterization: bool
+
+    def latents(self, index: int, posterior: Posterior, scale: float) -> np.ndarray:
+        """See Draws."""
+        eps = self.rng.numpy("latents", index).standard_normal(posterior.mean.shape, dtype=np.float32)
+        return posterior.draw(eps) * np.float32(scale)
+
+    def diffusion(
+        self, index: int, latents_BCHW: np.ndarray, loss_weights_B: np.ndarray, masks_BHW: np.ndarray | None
+    ) -> DiffusionInputs:
+        """See Draws."""
+        loss, generator = self.loss, self.rng.numpy("noise", index)
+        noise = generator.standard_normal(latents_BCHW.shape, dtype=np.float32)
+        if loss.noise_offset:
+            offset = draw_strength(generator, loss.noise_offset, loss.noise_offset_random_strength)
+            noise = apply_noise_offset(generator, latents_BCHW, noise, offset, loss.adaptive_noise_scale)
+        if loss.multires_noise_iterations:
+            noise = apply_multires_noise(generator, noise, loss.multires_noise_iterations, loss.multires_noise_discount)
+        low_high = loss.min_timestep, loss.max_timestep
+        timesteps = draw_timesteps(self.rng.numpy("timesteps", index), len(noise), *low_high)
+        input_noise = None
+        if loss.ip_noise_gamma:
+            gamma = draw_strength(generator, loss.ip_noise_gamma, loss.ip_noise_gamma_random_strength)
+            input_noise = apply_ip_noise(generator, noise, gamma)
+        weighting = loss_weighting(loss, self.v_parameterization)
+        return noise_latents(
+            self.schedule, latents_BCHW, noise, timesteps, loss_weights_B, weighting, input_noise, masks_BHW
+        )

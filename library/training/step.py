@@ -1,148 +1,158 @@
-"""One training step: forward, loss, gradients, clipping, update.
+"""One training step: forward, loss, gradients, clipping, update."""
 
-kohya users look here for: noise and targets -> ``noise_schedule``; loss weights -> ``custom_train_functions``;
-optimizers and schedulers -> ``optimizers``, ``lr_schedules``; data sets -> ``library/data``; saving ->
-``library/runs/saver``.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
 from library.device.cores import settled
-from library.graphs.block import Block, Layers
-from library.graphs.operations import mean
-from library.graphs.program import BoundBlock, bind
-from library.graphs.values import Value
+from library.device.profile import Device
+from library.graphs.block import Block
+from library.graphs.program import Apply, bind
 from library.training.block_tape import BlockTape
-from library.training.optimizers import FlatOptimizer
-from library.training.trained import Trainable
+from library.training.gradients import GradientSum
+from library.training.losses import LOSSES
+from library.training.optimizers.optimizer import Optimizer
+from library.training.trained import Trained, TrainedTensor
 
-Predict = Callable[[Callable[..., Tensor]], Tensor]
-"""Given a way to run blocks, one batch's prediction [B, 4, H, W]."""
-
-
-def weighted_mse(pred_BCHW: Value, target_BCHW: Value, weights_B1HW: Value, layers: Layers) -> Value:
-    """Mean of the weighted squared errors; weights of [B, 1, 1, 1] hold for whole samples."""
-    error = pred_BCHW - target_BCHW
-    return mean(error * error * weights_B1HW)
+CLIP_EPS = 1e-6
+"""Added to the norm that is divided by, as torch's clip_grad_norm_ does."""
 
 
-LOSS = Block("", weighted_mse, "", ())
+@dataclass(frozen=True)
+class StepInputs:
+    """One batch, as a step takes it."""
+
+    predict: Callable[[Apply], Tensor]
+    """The model's prediction [B, C, H, W], given a way to apply blocks."""
+    target_BCHW: np.ndarray
+    """What is to be predicted."""
+    weights_B1HW: np.ndarray
+    """Weight of each squared error, [B, 1, 1, 1] where it is one per sample."""
+    index: int
+    """Number of the batch in the run; keys its dropout masks."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of a batch."""
+
+    loss: float
+    has_updated: bool
+    """Whether the batch was the last of an optimizer step."""
+    grad_norm: float | None = None
+    """Of all gradients of that step together, before clipping; None where nothing is clipped."""
 
 
 class TrainStep:
-    """Trains the adapters of one network.
+    """Trains on batches.
 
     Args:
-        weights: base weights, part -> key -> tensor.
+        weights: the model's, part -> key -> tensor.
         blocks: every block that the prediction runs, in the order of the forward pass.
-        trainable: the layout of what is trained.
-        optimizer: its state and rule.
-        max_grad_norm: clip the total norm to this; 0 does not clip.
-        accumulation_steps: micro-steps per update; their losses are averaged.
-        compiled: compile blocks and updates.
-        block_keys: batch number -> one random key per segment; None without dropout.
+        trained: what is trained.
+        optimizer: its rule and state.
+        device: where.
+        max_grad_norm: gradients are scaled down to this norm of all of them; 0 does not clip.
+        accumulation_steps: batches whose gradients are averaged into one update.
+        block_keys: batch number -> random key of each block; None without dropout.
         keep: share of the blocks whose products are kept instead of computed again, see ``BlockTape``.
+        loss_type: one of ``LOSSES``.
+        fused: update each tensor as soon as its gradient is there. No gradients of all tensors then ever exist, so the
+            norm is each tensor's own, and batches cannot be accumulated.
     """
 
     def __init__(
         self,
         weights: Mapping[str, Mapping[str, Tensor]],
-        blocks: Sequence[Block],
-        trainable: Trainable,
-        optimizer: FlatOptimizer,
+        blocks: Iterable[Block],
+        trained: Trained,
+        optimizer: Optimizer,
+        device: Device,
         *,
         max_grad_norm: float,
         accumulation_steps: int = 1,
-        compiled: bool = True,
-        block_keys: Callable[[int], tuple[Tensor, ...]] | None = None,
+        block_keys: Callable[[int], Mapping[Block, Tensor]] | None = None,
         keep: float = 0.0,
+        loss_type: str = "l2",
+        fused: bool = False,
     ) -> None:
-        self.trainable = trainable
-        ends = np.cumsum(optimizer.sizes)[:-1]
-        self.thetas = tuple(Tensor(part) for part in np.split(trainable.pack(), ends))
-        """What is trained: a vector for each of the optimizer's runs, changed in place by an update."""
-        self._optimizer = optimizer
-        self._bound = bind_all(weights, blocks, trainable, compiled)
-        self._bound[LOSS] = bind(LOSS, {}, compiled=compiled)
-        self._max_grad_norm = max_grad_norm
-        self._accumulation_steps = accumulation_steps
-        self._block_keys = block_keys
-        self._keep = keep
-        self._accumulated: Tensor | None = None
+        assert not fused or accumulation_steps == 1, "a fused update cannot wait for further batches"
+        self.trained = trained
+        self._device, self._optimizer = device, optimizer
+        self._loss = Block("", LOSSES[loss_type])
+        self._bound = trained.bind(weights, blocks, device) | {self._loss: bind(self._loss, {}, device)}
+        self._max_grad_norm, self._accumulation_steps = max_grad_norm, accumulation_steps
+        self._block_keys, self._keep, self._fused = block_keys, keep, fused
+        self._sum = GradientSum(device.profile)
         self._pending = 0
 
-    @settled()
-    def loss_and_grad(
-        self, predict: Predict, target_BCHW: Tensor, weights_B1HW: Tensor, index: int = 0
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, prediction, gradient vector) of one batch; changes nothing. For the arguments see ``accumulate``."""
-        keys = self._block_keys(index) if self._block_keys else None
-        segments = self.trainable.split(*self.thetas)
-        tape = BlockTape(self._bound, segments, keys, keep=self._keep)
-        pred = predict(tape)
-        loss = tape(LOSS, pred, target_BCHW, weights_B1HW)
-        grads = tape.backward(Tensor(np.float32(1.0)))
-        return loss, pred, ops.concat([grads[i] for i in range(len(segments))])
+    @property
+    def is_full_after_next(self) -> bool:
+        """Whether the coming batch is the last that the next update waits for."""
+        return self._pending + 1 >= self._accumulation_steps
 
-    def accumulate(self, predict: Predict, target_BCHW: np.ndarray, weights_B1HW: np.ndarray, index: int) -> float:
-        """One batch forward and backward; adds to the gradient of the coming update and returns the loss.
+    def __call__(self, inputs: StepInputs, lr_factor: float, ends_epoch: bool = False) -> StepResult:
+        """Forward and backward, and an update if enough batches are there, or the epoch has no more.
 
         Args:
-            predict: the batch's prediction, given a way to run blocks.
-            target_BCHW: what is to be predicted.
-            weights_B1HW: weight of each squared error, [B, 1, 1, 1] where it is one per sample.
-            index: number of the batch in the run; keys its dropout masks.
+            inputs: the batch.
+            lr_factor: the schedule's factor on the learning rates, should there be an update.
+            ends_epoch: whether this is the epoch's last batch.
 
         Raises:
-            FloatingPointError: the loss is not a number; nothing was added.
+            FloatingPointError: the loss is not a number; nothing was changed.
         """
-        loss, _, grad = self.loss_and_grad(predict, Tensor(target_BCHW), Tensor(weights_B1HW), index)
-        value = float(loss.asnumpy())
-        if not np.isfinite(value):
-            raise FloatingPointError(f"the loss is {value}")
-        self._accumulated = grad if self._accumulated is None else self._accumulated + grad
-        self._pending += 1
-        return value
+        with settled(self._device.profile):
+            tape, loss, _ = self._forward(inputs)
+            value = float(loss.asnumpy())
+            if not np.isfinite(value):
+                raise FloatingPointError(f"the loss is {value}")
+            updates = self.is_full_after_next or ends_epoch
+            if self._fused:
+                self._optimizer.begin_step()
+                tape.backward(Tensor(np.float32(1.0)), lambda held, grad: self._update_alone(held, grad, lr_factor))
+                return StepResult(value, True)
+            tape.backward(Tensor(np.float32(1.0)), self._sum.add)
+            self._pending += 1
+            return StepResult(value, True, self._update(lr_factor)) if updates else StepResult(value, False)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether enough batches were accumulated for an update."""
-        return self._pending >= self._accumulation_steps
+    def gradients(self, inputs: StepInputs) -> tuple[float, np.ndarray, dict[str, np.ndarray]]:
+        """(loss, prediction, name -> gradient) of one batch; changes nothing."""
+        found: dict[TrainedTensor, Tensor] = {}
+        with settled(self._device.profile):
+            tape, loss, pred = self._forward(inputs)
+            tape.backward(Tensor(np.float32(1.0)), found.__setitem__)
+        return float(loss.asnumpy()), pred.asnumpy(), self.trained.by_name(found)
 
-    @settled()
-    def update(self, lr_factor: float) -> float | None:
-        """Apply what has been accumulated; returns the total norm before clipping (None without clipping).
+    def _forward(self, inputs: StepInputs) -> tuple[BlockTape, Tensor, Tensor]:
+        keys = self._block_keys(inputs.index) if self._block_keys else {}
+        tape = BlockTape(self._bound, keys, keep=self._keep)
+        pred = inputs.predict(tape)
+        return tape, tape(self._loss, pred, Tensor(inputs.target_BCHW), Tensor(inputs.weights_B1HW)), pred
 
-        Args:
-            lr_factor: the schedule's factor on the learning rates for this update.
-        """
-        assert self._accumulated is not None
-        norm = self._optimizer.step(
-            self.thetas,
-            self._accumulated,
-            lr_factor,
-            grad_scale=1.0 / self._accumulation_steps,
-            max_norm=self._max_grad_norm,
-        )
-        self._accumulated, self._pending = None, 0
+    def _update(self, lr_factor: float) -> float | None:
+        """Apply what has been accumulated; returns the norm before clipping."""
+        scale, norm = 1.0 / self._accumulation_steps, None
+        if self._max_grad_norm > 0:
+            norm = scale * self._sum.norm()
+            scale *= _clip_factor(norm, self._max_grad_norm)
+        self._optimizer.begin_step()
+        for tensor, gradient in self._sum.take().items():
+            self._optimizer.update(tensor, gradient, lr_factor, scale)
+        self._pending = 0
         return norm
 
-    def store(self) -> None:
-        """Write the trained values into the network."""
-        self.trainable.store(np.concatenate([theta.asnumpy() for theta in self.thetas]))
+    def _update_alone(self, tensor: TrainedTensor, gradient: Tensor, lr_factor: float) -> None:
+        """Update one tensor, clipped by the norm of its own gradient."""
+        scale = 1.0
+        if self._max_grad_norm > 0:
+            own = GradientSum(self._device.profile)
+            own.add(tensor, gradient)
+            scale = _clip_factor(own.norm(), self._max_grad_norm)
+        self._optimizer.update(tensor, gradient, lr_factor, scale)
 
 
-def bind_all(
-    weights: Mapping[str, Mapping[str, Tensor]], blocks: Sequence[Block], trainable: Trainable, compiled: bool
-) -> dict[Block, BoundBlock]:
-    """Bind every block, those with adapters to their segment of the trained vector."""
-    segment_of = {segment.block: i for i, segment in enumerate(trainable.segments)}
-    bound = {}
-    for block in blocks:
-        i = segment_of.get(block)
-        adapters = trainable.segments[i].adapters if i is not None else ()
-        bound[block] = bind(block, weights, adapters, i, compiled)
-    return bound
+def _clip_factor(norm: float, max_norm: float) -> float:
+    return min(1.0, max_norm / (norm + CLIP_EPS))

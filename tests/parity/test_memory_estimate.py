@@ -45,7 +45,7 @@ def setup() -> MemorySetup:
 def test_the_estimate_is_near_measured_peaks(
     setup: MemorySetup, pixels: int, kept_share: float, measured_gb: float
 ) -> None:
-    """Peaks of bench_step.py --size full --batch 1 --rank 16 (docs/performance.md)."""
+    """Peaks of bench_step.py --size full --batch 1 --rank 16 (docs/log/performance.md)."""
     parts = estimate_memory(replace(setup, resolution=(pixels, pixels), kept_share=kept_share)).parts
     assert sum(parts.values()) / GB == pytest.approx(measured_gb, rel=0.03)
 

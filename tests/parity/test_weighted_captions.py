@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 
 def chunk_by_chunk(context_BTD: np.ndarray, weights_BNT: np.ndarray) -> np.ndarray:
-    """The reference's rule (inventory 5.3) by loops: the 75 tokens of chunk i start at 75 i + 1 of the context."""
+    """The rule of kohya's SdxlTextEncodingStrategy: the 75 tokens of chunk i start at 75 i + 1 of the context."""
     expected = context_BTD.copy()
     for sample, chunks in enumerate(weights_BNT):
         for number, chunk in enumerate(chunks):

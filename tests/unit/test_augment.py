@@ -23,7 +23,7 @@ NOISE_HWC = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint
 
 # --- colours ----------------------------------------------------------------------------------------------------------
 def expected_colors(image: np.ndarray, rng: random.Random) -> np.ndarray:
-    """The rule of inventory 2.6 in one piece, drawing as it goes."""
+    """The rule of kohya's AugHelper in one piece, drawing as it goes."""
     if rng.random() <= 0.33:
         if rng.random() > 0.5:
             hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV).astype(np.float64)
@@ -80,7 +80,7 @@ def test_the_face_in_a_file_name(name, face, stem):
 
 
 def expected_crop(size, target, face, spread, random_crop, rng):
-    """(resized size, left, top) by the rule of inventory 2.6, rows first, in one piece."""
+    """(resized size, left, top) by the rule of kohya's crop_target, rows first, in one piece."""
     (width, height), (out_width, out_height) = size, target
     short = min(target)
     smallest = max(out_height / height, out_width / width)

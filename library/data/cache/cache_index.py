@@ -16,7 +16,7 @@ from pathlib import Path
 from library.files.user_cache import FileState, file_state, is_settled
 from library.files.whole_file import write_whole_bytes
 
-INDEX_NAME = ".sdxl_cache_index.json"
+INDEX_NAME = ".cache_index.json"
 VERSION = 2
 
 

@@ -1,7 +1,7 @@
 """Names of cache files: kohya's, wherever these tell two images apart.
 
 kohya names a cache file by its image's name without ending, so a.png and a.jpg share one. Here such images keep their
-ending in the name: a.png_0064x0064_sdxl.npz.
+ending in the name. How the names end is a matter of the model's family.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ def cache_stems(images: Iterable[Path]) -> dict[Path, str]:
     return {path: path.stem if taken[path.parent, path.stem.casefold()] == 1 else path.name for path in unique}
 
 
-def latents_name(stem: str, image_size: Size) -> str:
+def latents_name(stem: str, image_size: Size, ending: str) -> str:
     """Name of the file with an image's latents; `image_size` are its upright width and height in pixels."""
-    return _fitting(stem, f"_{image_size[0]:04d}x{image_size[1]:04d}_sdxl.npz")
+    return _fitting(stem, f"_{image_size[0]:04d}x{image_size[1]:04d}{ending}")
 
 
-def text_outputs_name(stem: str) -> str:
+def text_outputs_name(stem: str, ending: str) -> str:
     """Name of the file with the text-encoder outputs of an image's caption."""
-    return _fitting(stem, "_te_outputs.npz")
+    return _fitting(stem, ending)
 
 
 def _fitting(stem: str, ending: str) -> str:

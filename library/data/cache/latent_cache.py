@@ -21,10 +21,8 @@ from library.data.cache.cache_store import Arrays, CacheItem, Store
 from library.data.cache.fingerprint import FINGERPRINT, MadeFrom, check_fingerprint, make_fingerprint
 from library.data.images.image_util import crop_offset
 from library.settings.problems import raise_if_any
+from library.settings.sizes import LATENT_CHANNELS, LATENT_PIXELS
 
-CHANNELS = 4
-SHRINKS_BY = 8
-"""Pixels per latent, on each side."""
 PIXELS_VERSION = 1
 """To be raised by a change that gives another picture for the same file, so that old caches are not used."""
 MEAN, STD = "latents", "latents_std"
@@ -66,7 +64,7 @@ class LatentItem(CacheItem[LatentEntry]):
     def latent_size(self) -> Size:
         """Width and height."""
         width, height = self.image.placement.bucket
-        return width // SHRINKS_BY, height // SHRINKS_BY
+        return width // LATENT_PIXELS, height // LATENT_PIXELS
 
     @property
     def alpha_mask(self) -> bool:
@@ -135,11 +133,11 @@ class LatentItem(CacheItem[LatentEntry]):
 
     def _check_arrays(self, group: Mapping[str, np.ndarray]) -> None:
         width, height = self.latent_size
-        mask_shape = (height * SHRINKS_BY, width * SHRINKS_BY)
+        mask_shape = (height * LATENT_PIXELS, width * LATENT_PIXELS)
         for key in SEALED:
             if key not in group or (key == ALPHA_MASK and not self.alpha_mask):
                 continue
-            shape = mask_shape if key == ALPHA_MASK else (CHANNELS, height, width)
+            shape = mask_shape if key == ALPHA_MASK else (LATENT_CHANNELS, height, width)
             if group[key].shape != shape or group[key].dtype.kind != "f":
                 raise ValueError(f"{key} is {group[key].dtype} {list(group[key].shape)}, not numbers {list(shape)}")
             if not np.isfinite(group[key]).all():
@@ -187,10 +185,13 @@ def latent_key(image: PlacedImage) -> Key:
     return image.path, image.placement, image.subset.resize_interpolation, image.mask_in_alpha
 
 
-def latent_items(images: Iterable[PlacedImage], vae: str, digests: Mapping[Path, str] | None) -> dict[Key, LatentItem]:
+def latent_items(
+    images: Iterable[PlacedImage], vae: str, digests: Mapping[Path, str] | None, ending: str
+) -> dict[Key, LatentItem]:
     """What has to be cached for these images, in their order.
 
     `vae`: digest of the VAE's weights. `digests`: of the images' bytes; None where the cache is for this run only.
+    `ending`: of the files' names.
     Raises ValueError where one file would have to hold two latents of one size.
     """
     by_key: dict[Key, list[PlacedImage]] = {}
@@ -200,7 +201,7 @@ def latent_items(images: Iterable[PlacedImage], vae: str, digests: Mapping[Path,
     items = {}
     for key, same in by_key.items():
         image = same[0]
-        file = image.path.with_name(latents_name(stems[image.path], image.size))
+        file = image.path.with_name(latents_name(stems[image.path], image.size, ending))
         made_from = _made_from(image, vae, digests[image.path] if digests is not None else "")
         items[key] = LatentItem(image, any(one.subset.flip_aug for one in same), file, made_from)
     if digests is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from library.data.batch import EncodedText
+from library.data.batch import TextArrays
 from library.data.bucketed import PlacedImage
 from library.data.cache.cache_names import cache_stems, text_outputs_name
 from library.data.cache.cache_store import Arrays, CacheItem, Store
@@ -16,10 +16,8 @@ from library.data.cache.fingerprint import FINGERPRINT, MadeFrom, check_fingerpr
 from library.data.text.captions import CaptionMoment, process_caption
 from library.settings.problems import raise_if_any
 
-HIDDEN1, HIDDEN2, POOLED = "hidden_state1", "hidden_state2", "pool2"
-SEALED = (HIDDEN1, HIDDEN2, POOLED)
 MAX_BYTES = 1 << 24
-"""Of one file: 225 tokens of real SDXL take 2 MB."""
+"""Of one file: 225 tokens of two text encoders take 2 MB."""
 
 Key = tuple[Path, str]
 """Which text: image and caption. In memory every caption is kept once, on disk every image has its file."""
@@ -31,18 +29,20 @@ class TextEncoders:
 
     digest: str
     """Of their weights as they are used: text_projection in one orientation or the other."""
-    widths: tuple[int, int]
-    """Of the two encoders' hidden states."""
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+    """Name and shape of each array that they give for a caption."""
     dtype: str
     """Type that they compute in: float32, float16 or bfloat16."""
     tokens: int
     """Content tokens of a caption: 75, 150 or 225."""
     weighted: bool = False
     """Whether weights in captions count (--weighted_captions)."""
+    ending: str = ""
+    """Of the cache files' names."""
 
 
 @dataclass(frozen=True, eq=False)
-class TextItem(CacheItem[EncodedText]):
+class TextItem(CacheItem[TextArrays]):
     """The outputs for the caption of one image; items are told apart by being different objects."""
 
     caption: str
@@ -52,15 +52,13 @@ class TextItem(CacheItem[EncodedText]):
     name: str = "text"
     max_bytes: int = MAX_BYTES
 
-    def pack(self, entry: EncodedText, others: Mapping[str, np.ndarray]) -> Arrays:
+    def pack(self, entry: TextArrays, others: Mapping[str, np.ndarray]) -> Arrays:
         """See CacheItem; nothing else is kept in such a file."""
-        own = {HIDDEN1: entry.hidden1, HIDDEN2: entry.hidden2, POOLED: entry.pooled}
-        return {**own, FINGERPRINT: make_fingerprint(self.made_from, own)}
+        return {**entry, FINGERPRINT: make_fingerprint(self.made_from, entry)}
 
-    def unpack(self, arrays: Mapping[str, np.ndarray], trusting: bool) -> EncodedText:
+    def unpack(self, arrays: Mapping[str, np.ndarray], trusting: bool) -> TextArrays:
         """See CacheItem."""
-        length, (width1, width2) = self.encoders.tokens + 2, self.encoders.widths
-        for key, shape in ((HIDDEN1, (length, width1)), (HIDDEN2, (length, width2)), (POOLED, (width2,))):
+        for key, shape in self.encoders.arrays:
             if key not in arrays:
                 raise ValueError(f"it has no {key}")
             array = arrays[key]
@@ -68,13 +66,14 @@ class TextItem(CacheItem[EncodedText]):
                 raise ValueError(f"{key} is {array.dtype} {list(array.shape)}, not numbers {list(shape)}")
             if not np.isfinite(array).all():
                 raise ValueError(f"{key} holds values that are not numbers (NaN or infinite)")
+        found = {key: arrays[key] for key, _ in self.encoders.arrays}
         if not trusting:
-            check_fingerprint(arrays.get(FINGERPRINT), self.made_from, {key: arrays[key] for key in SEALED})
-        return EncodedText(arrays[HIDDEN1], arrays[HIDDEN2], arrays[POOLED])
+            check_fingerprint(arrays.get(FINGERPRINT), self.made_from, found)
+        return found
 
-    def check(self, entry: EncodedText) -> None:
+    def check(self, entry: TextArrays) -> None:
         """See CacheItem."""
-        if not all(np.isfinite(array).all() for array in (entry.hidden1, entry.hidden2, entry.pooled)):
+        if not all(np.isfinite(array).all() for array in entry.values()):
             raise ValueError(
                 f"{self.file.parent}: the text encoders give outputs that are not numbers for the caption "
                 f"{self.caption!r}. Is the base model whole, and does --mixed_precision suit it?"
@@ -84,20 +83,16 @@ class TextItem(CacheItem[EncodedText]):
 class TextCache:
     """The text encoders' outputs for a run's captions."""
 
-    def __init__(self, items: Mapping[Key, TextItem], store: Store[TextItem, EncodedText]) -> None:
+    def __init__(self, items: Mapping[Key, TextItem], store: Store[TextItem, TextArrays]) -> None:
         self.items = items
         self.store = store
 
-    def batch(self, images: Sequence[PlacedImage], captions: Sequence[str]) -> EncodedText:
+    def batch(self, images: Sequence[PlacedImage], captions: Sequence[str]) -> TextArrays:
         """For several images with these captions; see ``outputs``."""
         texts = [self.outputs(image, caption) for image, caption in zip(images, captions, strict=True)]
-        return EncodedText(
-            np.stack([text.hidden1 for text in texts]),
-            np.stack([text.hidden2 for text in texts]),
-            np.stack([text.pooled for text in texts]),
-        )
+        return {name: np.stack([text[name] for text in texts]) for name in texts[0]}
 
-    def outputs(self, image: PlacedImage, caption: str) -> EncodedText:
+    def outputs(self, image: PlacedImage, caption: str) -> TextArrays:
         """For an image with this caption. Raises ValueError, naming the file, when it cannot be read any more."""
         return self.store.get(self.items[image.path, caption])
 
@@ -117,7 +112,7 @@ def text_items(images: Iterable[PlacedImage], encoders: TextEncoders, on_disk: b
     by_caption: dict[str, TextItem] = {}
     items = {}
     for path, caption in keys:
-        file = path.with_name(text_outputs_name(stems[path]))
+        file = path.with_name(text_outputs_name(stems[path], encoders.ending))
         item = TextItem(caption, encoders, file, _made_from(caption, encoders))
         items[path, caption] = item if on_disk else by_caption.setdefault(caption, item)
     twice = [path for path, count in Counter(path for path, _ in keys).items() if count > 1]

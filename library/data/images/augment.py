@@ -15,7 +15,8 @@ from library.data.buckets import Placement, Size
 from library.data.images.image_util import import_cv2
 from library.settings.config_util import SubsetConfig
 
-_COLOR_RATE = 0.33  # inventory 2.6
+# the numbers of kohya's AugHelper and crop_target
+_COLOR_RATE = 0.33
 _HUE_LIMIT = 8.0  # of OpenCV's 180 steps
 _GAMMA_RANGE = (0.95, 1.05)
 _FACE_NUMBERS = 4

@@ -49,7 +49,7 @@ _BROKEN = (
 )
 """What Pillow's readers raise on damaged files."""
 
-# resize_interpolation: (library, name of the filter there); the original's choices (inventory 2.6)
+# resize_interpolation: (library, name of the filter there); the choices of kohya's resize_image
 _FILTERS: MappingProxyType[str, tuple[str, str]] = MappingProxyType(
     {
         "lanczos": ("PIL", "LANCZOS"),

@@ -1,4 +1,4 @@
-"""What a saved network's metadata tells about its training data (inventory 4.9)."""
+"""What a saved network's metadata tells about its training data: the keys of kohya's train_network.py."""
 
 from library.data.bucketed import BucketedDataset
 from library.data.buckets import round_limits

@@ -1,7 +1,7 @@
 """Pictures held back from training, for a loss on what the network has not seen.
 
-The share that is trained is the original's for the same validation_seed. The rest is held back: there the two shares
-may have a picture in common, and without a seed they are drawn apart and have many (inventory 2.4).
+The share that is trained is the original's for the same validation_seed. The rest is held back: with kohya's
+split_train_val the two shares may have a picture in common, and without a seed they are drawn apart and have many.
 """
 
 import functools

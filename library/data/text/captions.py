@@ -1,7 +1,7 @@
 """Captions: reading them from files, and what happens to one each time its image is drawn.
 
-`process_caption` keeps the original's steps and the order of its random draws (inventory 2.5), so that the same
-`random.Random` gives the same caption.
+`process_caption` keeps the steps of kohya's BaseDataset.process_caption and the order of its random draws, so that the
+same `random.Random` gives the same caption.
 """
 
 import math
@@ -46,7 +46,7 @@ def add_prefix_and_suffix(caption: str, subset: SubsetConfig) -> str:
 def process_caption(caption: str, subset: SubsetConfig, moment: CaptionMoment, rng: random.Random) -> str:
     """The caption as it is trained at this moment: prefix, dropout, wildcards, token warmup, shuffle, tag dropout.
 
-    Draws from `rng` only for options that are on. Source: inventory 2.5.
+    Draws from `rng` only for options that are on. Source: kohya's BaseDataset.process_caption.
     """
     caption = add_prefix_and_suffix(caption, subset)
     if subset.caption_dropout_rate > 0 and rng.random() < subset.caption_dropout_rate:

@@ -12,7 +12,7 @@ def _steps(text: str) -> int:
     return max(1, min(1000, int(text)))
 
 
-# option: (key of the result, pattern of its value, conversion); matched in this order (inventory 7.3)
+# option: (key of the result, pattern of its value, conversion); matched in kohya's order
 _OPTIONS: MappingProxyType[str, tuple[str, str, Callable[[str], object]]] = MappingProxyType(
     {
         "w": ("width", r"\d+", int),
@@ -32,11 +32,11 @@ _OPTIONS: MappingProxyType[str, tuple[str, str, Callable[[str], object]]] = Mapp
 
 
 def line_to_prompt_dict(line: str) -> dict[str, object]:
-    """The prompt and its options from one line such as `a cat --w 768 --n blurry --d 1` (inventory 7.3).
+    """The prompt and its options from one line such as `a cat --w 768 --n blurry --d 1`.
 
     Parts are separated by " --"; names are case-insensitive; a number may be followed by anything. The first part is
     the prompt, and like the original's it is also looked at as an option. A part that is no option, or whose value is
-    no number, is left out with a warning in the log.
+    no number, is left out with a warning in the log. Source: kohya's function of the same name.
     """
     parts = line.split(" --")
     result: dict[str, object] = {"prompt": parts[0]}

@@ -32,7 +32,8 @@ _BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
 class ClipTokenizer:
     """Text to CLIP token ids, padded and cut into chunks of 77.
 
-    Long texts (max_token_length 150 and 225) become 2 or 3 chunks, each with its own BOS and EOS (inventory 5.3).
+    Long texts (max_token_length 150 and 225) become 2 or 3 chunks, each with its own BOS and EOS, as in
+    kohya's TokenizeStrategy._get_input_ids.
     """
 
     def __init__(self, pad_token_id: int) -> None:

@@ -6,13 +6,13 @@ Every tensor is read once, straight into the type it is kept in.
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from library.families.base import BaseWeights
 from library.families.sdxl.keys import PARTS, Destination, diffusers_names, single_file_destinations
 from library.families.sdxl.shapes import (
     TEXT_1_PREFIX,
@@ -23,7 +23,6 @@ from library.families.sdxl.shapes import (
     checkpoint_shapes,
 )
 from library.files.safetensors_utils import SafetensorsFile
-from library.graphs.layer_target import LayerTarget
 from library.models.base_model_files import VAE_FOLDER, find_base_model, folder_files
 
 logger = logging.getLogger(__name__)
@@ -59,16 +58,6 @@ class TensorSource(Protocol):
         ...
 
 
-@dataclass
-class SdxlWeights:
-    """A base model as NumPy arrays."""
-
-    parts: dict[str, dict[str, np.ndarray]]
-    """``unet``, ``te1``, ``te2`` -> key -> array."""
-    vae: dict[str, np.ndarray]
-    """VAE, in any of the namings that models.vae reads."""
-
-
 class OutlineFile(SafetensorsFile):
     """A file whose tensors are read as zeros that take no memory: right in everything but their values."""
 
@@ -93,13 +82,14 @@ def load_weights(
     te2_projection: str = "correct",
     dtype: DTypeLike = np.float32,
     file_type: type[SafetensorsFile] = SafetensorsFile,
-) -> SdxlWeights:
+) -> BaseWeights:
     """Read a base model.
 
     Args:
         name_or_path: a single .safetensors file, a diffusers folder, or a hub name.
         vae: a file or folder whose VAE replaces the model's own.
-        te2_projection: ``correct`` transposes a single file's text_projection, ``kohya`` does not.
+        te2_projection: ``correct`` puts the transpose of a single file's text_projection P into the linear layer, which
+            then computes ``hidden @ P``; ``kohya`` puts P itself there, as the original does: ``hidden @ P.T``.
         dtype: type of the UNet's and text encoders' weights; the VAE is float32.
         file_type: ``OutlineFile`` checks all and reads only shapes, ``TextEncodersFile`` the text encoders too.
 
@@ -111,7 +101,7 @@ def load_weights(
         return _load_folder(path, vae, dtype, file_type)
     with file_type(path) as file:
         weights = weights_from_source(file, str(path), vae is not None, te2_projection, dtype)
-    return weights if vae is None else SdxlWeights(weights.parts, load_vae_weights(vae, file_type))
+    return weights if vae is None else BaseWeights(weights.parts, load_vae_weights(vae, file_type))
 
 
 def weights_from_source(
@@ -120,7 +110,7 @@ def weights_from_source(
     without_vae: bool = False,
     te2_projection: str = "correct",
     dtype: DTypeLike = np.float32,
-) -> SdxlWeights:
+) -> BaseWeights:
     """Read a single-file checkpoint, its VAE only if it is to be used; see ``load_weights``."""
     shapes = {key: source.shape(key) for key in source}
     _check_single_file(shapes, name, without_vae)
@@ -128,7 +118,7 @@ def weights_from_source(
     for key, destinations in single_file_destinations(shapes, te2_projection == "correct"):
         _put(parts, destinations, source.read(key, dtype))
     vae_keys = [key for key in shapes if key.startswith(VAE_PREFIX) and not without_vae]
-    return SdxlWeights(parts, {key.removeprefix(VAE_PREFIX): source.read(key, np.float32) for key in vae_keys})
+    return BaseWeights(parts, {key.removeprefix(VAE_PREFIX): source.read(key, np.float32) for key in vae_keys})
 
 
 def load_vae_weights(name_or_path: str, file_type: type[SafetensorsFile] = SafetensorsFile) -> dict[str, np.ndarray]:
@@ -147,7 +137,7 @@ def _put(parts: dict[str, dict[str, np.ndarray]], destinations: tuple[Destinatio
         parts[destination.part][destination.key] = destination.place(array)
 
 
-def _load_folder(folder: Path, vae: str | None, dtype: DTypeLike, file_type: type[SafetensorsFile]) -> SdxlWeights:
+def _load_folder(folder: Path, vae: str | None, dtype: DTypeLike, file_type: type[SafetensorsFile]) -> BaseWeights:
     parts: dict[str, dict[str, np.ndarray]] = {}
     for part, sub in (("unet", "unet"), ("te1", "text_encoder"), ("te2", "text_encoder_2")):
         arrays = dict(_read_all(folder_files(folder / sub), dtype, file_type))
@@ -165,7 +155,7 @@ def _load_folder(folder: Path, vae: str | None, dtype: DTypeLike, file_type: typ
         parts[part] = {key: parts[part][names[key]] for key in wanted if names[key] in parts[part]}
     if problems:
         raise ValueError(f"{folder} is not an SDXL model in diffusers' layout: " + "; ".join(problems))
-    return SdxlWeights(parts, load_vae_weights(vae or str(folder), file_type))
+    return BaseWeights(parts, load_vae_weights(vae or str(folder), file_type))
 
 
 def _read_all(
@@ -267,40 +257,3 @@ def _compare(expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple
 def _listed(keys: list[str]) -> str:
     more = f", ... and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
     return ", ".join(keys[:MAX_LISTED]) + more
-
-
-# --- layers that networks may adapt -----------------------------------------------------------------------------------
-_TEXT_LAYERS = ("self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
-_RES_LAYERS = ("in_layers.2", "out_layers.3", "emb_layers.1", "skip_connection", ".op", ".conv")
-_LORA_PREFIX = {"unet": "lora_unet", "te1": "lora_te1", "te2": "lora_te2"}
-STRIDE_2 = ".op"
-"""The only strided convolution of the UNet: downsampling."""
-
-
-def lora_targets(weights: SdxlWeights) -> list[LayerTarget]:
-    """Every layer that kohya's networks adapt: text encoder 1, text encoder 2, UNet.
-
-    In the UNet these are all linear layers of its transformers; res blocks, up- and downsampling are marked
-    ``extended``. Embeddings, the first and the last convolution are never adapted.
-    """
-    targets = []
-    for part in ("te1", "te2", "unet"):
-        for key, array in weights.parts[part].items():
-            if key.endswith(".weight") and (target := _target(part, key.removesuffix(".weight"), array.shape)):
-                targets.append(target)
-    return targets
-
-
-def _target(part: str, layer: str, shape: tuple[int, ...]) -> LayerTarget | None:
-    name = f"{_LORA_PREFIX[part]}_{layer.replace('.', '_')}"
-    if part != "unet":
-        return LayerTarget(part, layer, name, shape) if layer.endswith(_TEXT_LAYERS) else None
-    if len(shape) < 2 or not layer.startswith(("input_blocks.", "middle_block.", "output_blocks.")):
-        return None
-    if ".transformer_blocks." in layer or layer.endswith((".proj_in", ".proj_out")):
-        return LayerTarget(part, layer, name, shape)
-    if not layer.endswith(_RES_LAYERS):
-        return None
-    stride = 2 if layer.endswith(STRIDE_2) else 1
-    padding = shape[2] // 2 if len(shape) == 4 else 0
-    return LayerTarget(part, layer, name, shape, stride, padding, extended=True)

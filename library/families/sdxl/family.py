@@ -1,209 +1,220 @@
-"""The SDXL family: what training and sampling need to know about SDXL."""
+"""Stable Diffusion XL, as the rest of the house sees it (families.base.Family)."""
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from library.data.batch import EncodedText, Posterior
+from library.data.batch import Batch, TextArrays
+from library.data.text.tokenizer import CHUNK, EOS, ClipTokenizer
 from library.device.cores import settled
-from library.families.sdxl import forward as sdxl
-from library.families.sdxl.checkpoint import OutlineFile, SdxlWeights, load_weights, lora_targets
+from library.device.profile import Device
+from library.families.base import (
+    BaseModel,
+    BaseWeights,
+    Conditioning,
+    FamilyFacts,
+    OutlineSetup,
+    Shape,
+    StepOptions,
+    TrainedBy,
+    clean_latents,
+)
+from library.families.sdxl import forward
+from library.families.sdxl.checkpoint import OutlineFile, load_weights
+from library.families.sdxl.facts import (
+    GROUPS,
+    HEAD_WIDTH,
+    HIDDEN_1,
+    HIDDEN_2,
+    LATENT_SCALE,
+    POOLED,
+    SIZE_NUMBERS,
+    SIZE_STEP,
+    TEXT_2_PAD,
+)
 from library.families.sdxl.forward import SdxlSpec, TextOutputs, TextSpec
-from library.graphs.block import Block
+from library.families.sdxl.targets import lora_targets
+from library.files.safetensors_utils import SafetensorsFile
+from library.graphs.block import Block, LayerOptions
 from library.graphs.layer_target import LayerTarget
-from library.graphs.program import Forward, bind
-from library.models.clip_text import infer_clip_text_spec
-from library.models.unet import Run, infer_unet_spec
-from library.models.vae import VAE_SCALE, Vae, load_vae
+from library.graphs.program import Apply, Forward, bind
+from library.models.clip_text import TOKEN_EMBEDDING, infer_clip_text_spec
+from library.models.footprint import Footprint
+from library.models.unet import infer_unet_spec
+from library.models.vae import load_vae
 from library.models.weights import to_tensors
-from library.settings.config_util import DatasetConfig
-from library.training.diffusion import DiffusionInputs
-from library.training.step import bind_all
-from library.training.trained import Trainable, TrainedNetwork
+from library.training.diffusion import Draws
+from library.training.step import StepInputs
 
-logger = logging.getLogger(__name__)
-
-BUCKET_STEP = 32
-"""Bucket sides must be multiples of this: the VAE and the UNet halve the image five times."""
-
-
-@dataclass
-class SdxlModel:
-    """A base model on the device."""
-
-    spec: SdxlSpec
-    weights: dict[str, dict[str, Tensor]]
-    """Part -> key -> tensor."""
-    vae: Vae
-    run: Forward
-    """Applies the blocks of all parts without gradients."""
-
-    @property
-    def dtype(self) -> ms.Type:
-        """Type of the UNet's and text encoders' tensors."""
-        return next(iter(self.weights["unet"].values())).dtype
-
-    def without_text_encoders(self) -> "SdxlModel":
-        """The same model when captions need not be encoded any more; gives their memory back."""
-        kept = {block: bound for block, bound in self.run.bound.items() if block.part in ("", "unet")}
-        return replace(self, weights={"unet": self.weights["unet"]}, run=Forward(kept, self.run.segments))
+UNET_OPTIONS = LayerOptions(head_width=HEAD_WIDTH, groups=GROUPS)
+TEXT_1_OPTIONS = LayerOptions(head_width=HEAD_WIDTH, activation="quick_gelu")
+"""CLIP ViT-L."""
+TEXT_2_OPTIONS = LayerOptions(head_width=HEAD_WIDTH, activation="gelu")
+"""OpenCLIP ViT-bigG."""
+CONTEXT, POOLED_TEXT = "context", "pooled"
+"""Names of conditioning: hidden states of both encoders side by side [B, T, D], pooled output of the second."""
 
 
-def build_model(
-    weights: SdxlWeights, dtype: ms.Type = ms.float32, network: TrainedNetwork | None = None, compiled: bool = True
-) -> SdxlModel:
-    """Put a base model on the device.
+@dataclass(frozen=True)
+class SdxlFamily:
+    """SDXL; for the methods see ``Family``."""
 
-    Args:
-        weights: its arrays; float32 ones are used in place, and the two dictionaries are emptied on the way.
-        dtype: type of the UNet's and text encoders' tensors; the VAE is float32.
-        network: adapters that are applied when the model is run (sampling with an unmerged LoRA).
-        compiled: compile the blocks.
-    """
-    spec = infer_spec(weights.parts)
-    tensors = {part: to_tensors(arrays, dtype) for part, arrays in weights.parts.items()}
-    vae = load_vae(weights.vae)
-    return SdxlModel(spec, tensors, vae, inference_run(spec, tensors, network, compiled))
+    te2_projection: str = "correct"
+    """``correct`` transposes a single file's text_projection, ``kohya`` does not."""
+    facts: FamilyFacts = FamilyFacts(
+        name="SDXL",
+        latent_scale=LATENT_SCALE,
+        size_step=SIZE_STEP,
+        latents_ending="_sdxl.npz",
+        text_ending="_te_outputs.npz",
+        base_model_version="sdxl_base_v1-0",
+        architecture="stable-diffusion-xl-v1-base",
+        implementation="https://github.com/Stability-AI/generative-models",
+    )
+
+    def tokenizers(self) -> tuple[ClipTokenizer, ...]:
+        """Those of CLIP ViT-L, whose captions are filled up with EOS, and of OpenCLIP bigG."""
+        return ClipTokenizer(pad_token_id=EOS), ClipTokenizer(pad_token_id=TEXT_2_PAD)
+
+    def load(
+        self, name_or_path: str, vae: str | None, file_type: type[SafetensorsFile] = SafetensorsFile
+    ) -> BaseWeights:
+        """See Family; ``file_type`` may be one that reads less (see ``load_weights``)."""
+        return load_weights(name_or_path, vae, self.te2_projection, file_type=file_type)
+
+    def outline(self, name_or_path: str, vae: str | None) -> BaseWeights:
+        """See Family."""
+        return load_weights(name_or_path, vae, self.te2_projection, file_type=OutlineFile)
+
+    def targets(self, weights: BaseWeights) -> list[LayerTarget]:
+        """See Family."""
+        return lora_targets(weights)
+
+    def spec(self, weights: BaseWeights) -> SdxlSpec:
+        """See Family."""
+        text = text_spec(weights)
+        return SdxlSpec(text.te1, text.te2, infer_unet_spec(_shapes(weights.parts["unet"]), UNET_OPTIONS))
+
+    def blocks(self, spec: SdxlSpec, parts: Sequence[str]) -> tuple[Block, ...]:
+        """See Family."""
+        return tuple(block for block in forward.all_blocks(spec) if block.part in ("", *parts))
+
+    def build(self, weights: BaseWeights, device: Device, trained_by: TrainedBy | None = None) -> BaseModel:
+        """See Family."""
+        spec = self.spec(weights)
+        blocks = forward.all_blocks(spec)
+        tensors = {part: to_tensors(arrays, device.dtype) for part, arrays in weights.parts.items()}
+        vae = load_vae(weights.vae, device)
+        if trained_by is None:
+            bound = {block: bind(block, tensors, device) for block in blocks}
+        else:
+            bound = trained_by(blocks).bind(tensors, blocks, device)
+        return BaseModel(spec, tensors, vae, Forward(bound), device)
+
+    def build_text_encoders(self, weights: BaseWeights, device: Device) -> BaseModel:
+        """See Family."""
+        spec = text_spec(weights)
+        tensors = {part: to_tensors(weights.parts[part], device.dtype) for part in ("te1", "te2")}
+        blocks = (*spec.text_blocks(), *forward.join_blocks())
+        applied = Forward({block: bind(block, tensors, device) for block in blocks})
+        return BaseModel(spec, tensors, None, applied, device)
+
+    def encode_text(
+        self, model: BaseModel, token_ids: Sequence[np.ndarray], token_weights_BNT: np.ndarray | None = None
+    ) -> Conditioning:
+        """See Family."""
+        with settled(model.device.profile):
+            return _conditioning(forward.encode_text(model.spec, model.forward, token_ids, token_weights_BNT))
+
+    def text_arrays(self, text: Conditioning) -> TextArrays:
+        """See Family: float16 where the text encoders compute in it, else float32."""
+        context, pooled = (_half_or_float(text[name]) for name in (CONTEXT, POOLED_TEXT))
+        width2 = pooled.shape[-1]
+        # kohya keeps the pooled output of the first chunk, the only one that is used.
+        first = pooled.reshape(len(context), -1, width2)[:, 0]
+        return {HIDDEN_1: context[..., :-width2], HIDDEN_2: context[..., -width2:], POOLED: first}
+
+    def text_shapes(self, weights: BaseWeights, tokens: int) -> tuple[tuple[str, Shape], ...]:
+        """See Family."""
+        width1, width2 = (weights.parts[part][TOKEN_EMBEDDING].shape[1] for part in ("te1", "te2"))
+        length = tokens + 2
+        return (HIDDEN_1, (length, width1)), (HIDDEN_2, (length, width2)), (POOLED, (width2,))
+
+    def step_inputs(self, model: BaseModel, batch: Batch, draws: Draws, options: StepOptions) -> StepInputs:
+        """See Family."""
+        latents = clean_latents(self, model, batch, draws, options.vae_batch_size)
+        inputs = draws.diffusion(batch.index, latents, batch.loss_weights_B, batch.masks_BHW)
+        noisy, weights_BNT = Tensor(inputs.noisy_BCHW), batch.token_weights_BNT
+        if batch.text is not None:
+            assert not options.train_text, "outputs of trained text encoders are not cached"
+            frozen: TextOutputs | None = _from_arrays(batch.text, model.device.dtype)
+        elif options.train_text:
+            frozen = None
+        else:
+            frozen = _text_outputs(self.encode_text(model, batch.token_ids, weights_BNT))
+
+        def predict(apply: Apply) -> Tensor:
+            text = frozen or forward.encode_text(model.spec, apply, batch.token_ids, weights_BNT)
+            return forward.predict(model.spec, apply, noisy, inputs.timesteps_B, text, batch.size_ids_B6)
+
+        return StepInputs(predict, inputs.target_BCHW, inputs.weights_B1HW, batch.index)
+
+    def predict(
+        self,
+        model: BaseModel,
+        latents_BCHW: np.ndarray,
+        timesteps_B: np.ndarray,
+        text: Conditioning,
+        size_ids_B6: np.ndarray,
+    ) -> np.ndarray:
+        """See Family."""
+        noisy = Tensor(np.ascontiguousarray(latents_BCHW, np.float32))
+        with settled(model.device.profile):
+            return forward.predict(
+                model.spec, model.forward, noisy, timesteps_B, _text_outputs(text), size_ids_B6
+            ).asnumpy()
+
+    def forward_outlines(self, spec: SdxlSpec, apply: Footprint, setup: OutlineSetup) -> None:
+        """See Family."""
+        batch = setup.noisy.shape[0]
+        ids = np.zeros((batch, setup.chunks, CHUNK), np.int64)
+        text = forward.encode_text(spec, apply, (ids, ids))
+        if not setup.train_text:
+            apply.forget()
+        timesteps, sizes = np.zeros(batch), np.zeros((batch, SIZE_NUMBERS))
+        forward.predict(spec, apply, setup.noisy, timesteps, text, sizes)
 
 
-def infer_spec(parts: Mapping[str, Mapping[str, np.ndarray]]) -> SdxlSpec:
-    """The layout of the three models, from their shapes."""
-    text = infer_text_spec(parts)
-    return SdxlSpec(text.te1, text.te2, infer_unet_spec(_shapes(parts["unet"])))
-
-
-def infer_text_spec(parts: Mapping[str, Mapping[str, np.ndarray]]) -> TextSpec:
+def text_spec(weights: BaseWeights) -> TextSpec:
     """The layout of the text encoders, from their shapes."""
     return TextSpec(
-        infer_clip_text_spec("te1", _shapes(parts["te1"]), pooled=False),
-        infer_clip_text_spec("te2", _shapes(parts["te2"]), pooled=True),
+        infer_clip_text_spec("te1", _shapes(weights.parts["te1"]), TEXT_1_OPTIONS, pooled=False),
+        infer_clip_text_spec("te2", _shapes(weights.parts["te2"]), TEXT_2_OPTIONS, pooled=True),
     )
 
 
-def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, Shape]:
     return {key: array.shape for key, array in arrays.items()}
 
 
-def build_text_encoders(
-    weights: SdxlWeights, dtype: ms.Type = ms.float32, compiled: bool = True
-) -> tuple[TextSpec, Forward]:
-    """Put the text encoders alone on the device; the arguments are those of ``build_model``."""
-    spec = infer_text_spec(weights.parts)
-    tensors = {part: to_tensors(weights.parts[part], dtype) for part in ("te1", "te2")}
-    blocks = (*spec.text_blocks(), *sdxl.join_blocks())
-    return spec, Forward({block: bind(block, tensors, compiled=compiled) for block in blocks})
+def _conditioning(text: TextOutputs) -> Conditioning:
+    return {CONTEXT: text.context_BTD, POOLED_TEXT: text.pooled_BD}
 
 
-def inference_run(
-    spec: SdxlSpec, tensors: Mapping[str, Mapping[str, Tensor]], network: TrainedNetwork | None, compiled: bool
-) -> Forward:
-    """Applies the model's blocks without gradients, with a network's adapters where one is given."""
-    blocks = sdxl.all_blocks(spec)
-    if network is None:
-        return Forward({block: bind(block, tensors, compiled=compiled) for block in blocks})
-    trainable = Trainable(network, blocks)
-    return Forward(bind_all(tensors, blocks, trainable, compiled), trainable.split(Tensor(trainable.pack())))
+def _text_outputs(text: Conditioning) -> TextOutputs:
+    return TextOutputs(text[CONTEXT], text[POOLED_TEXT])
 
 
-def text_outputs(text: EncodedText, dtype: ms.Type) -> TextOutputs:
+def _from_arrays(text: TextArrays, dtype: ms.Type) -> TextOutputs:
     """Conditioning from a cache."""
-    context = np.concatenate((text.hidden1, text.hidden2), axis=-1)
-    return TextOutputs(Tensor(context).astype(dtype), Tensor(text.pooled).astype(dtype))
+    context = np.concatenate((text[HIDDEN_1], text[HIDDEN_2]), axis=-1)
+    return TextOutputs(Tensor(context).astype(dtype), Tensor(text[POOLED]).astype(dtype))
 
 
-class SdxlFamily:
-    """SDXL for the training loop and the sampler."""
-
-    def load(self, name_or_path: str, vae: str | None, te2_projection: str) -> SdxlWeights:
-        """Read a base model; see ``sdxl_model_util.load_weights`` for what it takes and raises."""
-        return load_weights(name_or_path, vae, te2_projection)
-
-    def outline(self, name_or_path: str, vae: str | None) -> SdxlWeights:
-        """The base model checked as ``load`` does, with zeros that take no memory in the place of its values."""
-        return load_weights(name_or_path, vae, file_type=OutlineFile)
-
-    def lora_targets(self, weights: SdxlWeights) -> list[LayerTarget]:
-        """Every layer that a network may adapt."""
-        return lora_targets(weights)
-
-    def trained_blocks(self, model: SdxlModel) -> tuple[Block, ...]:
-        """The blocks of a training step's forward pass, in its order."""
-        return tuple(block for block in sdxl.all_blocks(model.spec) if block.part in ("", *model.weights))
-
-    def encode_images(self, model: SdxlModel, images_BCHW: np.ndarray, at_once: int) -> Posterior:
-        """What the VAE says of images in [-1, 1]; latents are [B, 4, H / 8, W / 8]. `at_once` images are encoded."""
-        return model.vae.encode(images_BCHW, at_once)
-
-    def draw_latents(self, posterior: Posterior, eps_BCHW: np.ndarray) -> np.ndarray:
-        """Scaled latents, drawn with the given standard normal noise."""
-        return posterior.draw(eps_BCHW) * np.float32(VAE_SCALE)
-
-    @settled()
-    def encode_text(
-        self, model: SdxlModel, token_ids: Sequence[np.ndarray], token_weights_BNT: np.ndarray | None = None
-    ) -> TextOutputs:
-        """Conditioning of token ids, one [B, chunks, 77] per text encoder, without gradients; weights are optional."""
-        return sdxl.encode_text(model.spec, model.run, (token_ids[0], token_ids[1]), token_weights_BNT)
-
-    def check_buckets(self, configs: Sequence[DatasetConfig]) -> None:
-        """Sizes must suit the models.
-
-        Raises:
-            ValueError: bucket_reso_steps is not a multiple of 32.
-        """
-        for config in configs:
-            if config.enable_bucket and config.bucket_reso_steps % BUCKET_STEP:
-                raise ValueError(
-                    f"{config.source}: bucket_reso_steps = {config.bucket_reso_steps}, SDXL needs a multiple of "
-                    f"{BUCKET_STEP}"
-                )
-
-    def training_prediction(
-        self,
-        model: SdxlModel,
-        inputs: DiffusionInputs,
-        token_ids: Sequence[np.ndarray],
-        size_ids_B6: np.ndarray,
-        train_text: bool,
-        token_weights_BNT: np.ndarray | None = None,
-        cached_text: EncodedText | None = None,
-    ) -> Callable[[Run], Tensor]:
-        """One batch's prediction as a function of how blocks are run.
-
-        With ``train_text`` the text encoders are part of it and get gradients; else they are run here, without, unless
-        their outputs are in a cache.
-        """
-        noisy = Tensor(inputs.noisy_BCHW)
-        ids = (token_ids[0], token_ids[1])
-        if cached_text is not None:
-            assert not train_text, "outputs of trained text encoders are not cached"
-            frozen_text: TextOutputs | None = text_outputs(cached_text, model.dtype)
-        else:
-            frozen_text = None if train_text else self.encode_text(model, ids, token_weights_BNT)
-
-        def predict(run: Run) -> Tensor:
-            text = frozen_text or sdxl.encode_text(model.spec, run, ids, token_weights_BNT)
-            return sdxl.predict(model.spec, run, noisy, inputs.timesteps_B, text, size_ids_B6)
-
-        return predict
-
-    @settled()
-    def predict(
-        self,
-        model: SdxlModel,
-        latents_BCHW: np.ndarray,
-        timesteps_B: np.ndarray,
-        text: TextOutputs,
-        size_ids_B6: np.ndarray,
-    ) -> np.ndarray:
-        """The UNet's answer [B, 4, H, W] without gradients."""
-        noisy = Tensor(np.ascontiguousarray(latents_BCHW, np.float32))
-        return sdxl.predict(model.spec, model.run, noisy, timesteps_B, text, size_ids_B6).asnumpy()
-
-    def decode(self, model: SdxlModel, latents_BCHW: np.ndarray) -> np.ndarray:
-        """Images, about [-1, 1], of scaled latents."""
-        return model.vae.decode(latents_BCHW / np.float32(VAE_SCALE))
+def _half_or_float(tensor: Any) -> np.ndarray:
+    array: np.ndarray = (tensor if tensor.dtype == ms.float16 else tensor.astype(ms.float32)).asnumpy()
+    return array

@@ -59,7 +59,8 @@ def single_file_destinations(
 
     Args:
         shapes: key -> shape.
-        transpose_projection: text_projection is stored as P of ``pooled @ P``; a linear layer needs its transpose.
+        transpose_projection: a single file stores text_projection as P of ``hidden @ P`` (OpenCLIP), and a linear layer
+            computes ``hidden @ W.T``, so its weight is the transpose of P. False copies P unchanged, as kohya does.
     """
     for key in shapes:
         if key.endswith(_UNUSED):

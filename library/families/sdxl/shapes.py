@@ -8,6 +8,8 @@ Hugging Face's naming and OpenCLIP bigG in its own below ``conditioner.embedders
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from library.settings.sizes import LATENT_CHANNELS
+
 UNET_PREFIX = "model.diffusion_model."
 TEXT_1_PREFIX = "conditioner.embedders.0.transformer.text_model."
 TEXT_2_PREFIX = "conditioner.embedders.1.model."
@@ -20,7 +22,6 @@ CHANNEL_MULT = (1, 2, 4)
 TRANSFORMER_DEPTH = (0, 2, 10)
 """Transformer blocks per attention, at each of the UNet's three resolutions; the middle has the last."""
 RES_BLOCKS = 2
-LATENT_CHANNELS = 4
 SIZE_EMBEDDING = 6 * 256
 """Width of the embedded original size, crop and target size."""
 VAE_CHANNEL_MULT = (1, 2, 4, 4)
