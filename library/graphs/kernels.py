@@ -20,6 +20,9 @@ _INV_SQRT2 = 1.0 / math.sqrt(2.0)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 MIN_QUERIES = 128
 """Attention is not cut into parts of fewer queries."""
+TURN_FROM = 2
+"""Pixels for each channel of a convolution's result from which turning weights costs less than adding up columns: at
+the largest images, and in every adapter, whose first convolution has few channels."""
 MAX_COLUMNS = 1 << 24
 """Values in a convolution's columns that are formed at once."""
 MAX_KEPT_COLUMNS = 1 << 21
@@ -50,13 +53,30 @@ def conv2d(x_BCHW: Value, weight: Value, bias: Value | None, stride: int, paddin
 
 
 def _conv2d_with_own_gradient(x_BCHW: Value, weight: Value, stride: int, padding: int) -> Value:
-    """A convolution whose input's gradient is made of columns."""
+    """A convolution; where there are many pixels the gradient of its input is one too, else it is made of columns."""
 
     def gradient(d: Value, y: Value) -> tuple[Value, Value]:
-        d_x = _folded(d, weight, x_BCHW.shape, stride, padding)
+        out_channels, _, kernel, _ = weight.shape
+        if stride == 1 and math.prod(d.shape[2:]) >= TURN_FROM * out_channels:
+            d_x = op.conv2d(d, _turned(weight), 1, kernel - 1 - padding)
+        else:
+            d_x = _folded(d, weight, x_BCHW.shape, stride, padding)
         return d_x, op.conv2d_weight_gradient(d, x_BCHW, weight.shape, stride, padding)
 
     return with_gradient(lambda x, w: op.conv2d(x, w, stride, padding), gradient, x_BCHW, weight)
+
+
+def _turned(weight: Value) -> Value:
+    """[out, in, k, k] to [in, out, k, k], each k x k turned by 180 degrees: what leads a gradient back."""
+    out_channels, channels, kernel, _ = weight.shape
+    squares = op.gather_rows(weight.reshape(-1, kernel**2), _places_exchanged(1, out_channels, channels))
+    return op.matmul(squares, _reversal(kernel**2)).reshape(channels, out_channels, kernel, kernel)
+
+
+@functools.cache
+def _reversal(count: int) -> Constant:
+    """The matrix that turns the order of columns round."""
+    return Constant(np.ascontiguousarray(np.eye(count, dtype=np.float32)[::-1]))
 
 
 def _folded(d: Value, weight: Value, shape: Shape, stride: int, padding: int) -> Value:
