@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from library.families.base import BaseWeights
-from library.families.sdxl.checkpoint import OutlineFile, load_weights, lora_targets
+from library.families.sdxl.checkpoint import OutlineFile, load_weights
 from library.families.sdxl.diffusers_keys import diffusers_unet_key
 from library.families.sdxl.keys import PARTS, diffusers_names
+from library.families.sdxl.targets import lora_targets
 from library.files.safetensors_utils import SafetensorsFile, save_file
 from tools.make_tiny_sdxl import make_tiny_sdxl
 from tools.tiny_source import tiny_base

@@ -12,6 +12,7 @@ from PIL import Image
 
 from library.data.bucketed import PlacedImage
 from library.data.cache import cache_store
+from library.data.cache.cache_index import INDEX_NAME
 from library.data.cache.latent_cache import LatentCache, latent_items
 from library.files.npz_files import read_npz
 from tests.unit.caching_help import LATENTS, Disk, draw_image, encode, entry_of, pixels, placed, sample
@@ -268,7 +269,7 @@ def test_nothing_is_opened_when_the_index_knows_it(tmp_path: Path, monkeypatch: 
     os.utime(tmp_path / "7_0080x0070_sdxl.npz", ns=(0, 0))
     assert Disk(images).fill() == 0
     assert opened == ["7_0080x0070_sdxl.npz"]
-    (tmp_path / ".sdxl_cache_index.json").unlink()
+    (tmp_path / INDEX_NAME).unlink()
     assert Disk(images).fill() == 0
     assert len(opened) == 21
 
