@@ -13,7 +13,7 @@ from library.graphs.program import Outline
 from library.models.footprint import FLOAT, Footprint
 from library.models.unet import res_block
 from library.training.block_tape import BlockTape
-from tests.parity.made_up import ARGV, first_inputs, ready
+from tests.parity.made_up_run import ARGV, SINGLE_OPERATIONS, first_inputs, ready
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -38,7 +38,7 @@ class CountingTape(BlockTape):
 
 @pytest.mark.slow
 def test_outputs_and_kept_products_are_counted_from_shapes() -> None:
-    replay = ready(ARGV.replace("--network_train_unet_only", ""), steps=1)
+    replay = ready(SINGLE_OPERATIONS, ARGV.replace("--network_train_unet_only", ""), steps=1)
     model, family = replay.training.model, replay.training.family
     tape = CountingTape(replay.trained.bind(model.weights, model.forward.bound, model.device), keep=1.0)
     first_inputs(replay).predict(tape)

@@ -8,14 +8,13 @@ import pytest
 from mindspore import Tensor
 
 from library.data.text.tokenizer import sdxl_tokenizers
-from library.device.profile import CPU, Device
 from library.families.base import StepOptions
 from library.families.sdxl.forward import encode_text, joined_weights
 from library.graphs.program import Forward
 from library.runs.loop import Position
 from library.training.block_tape import BlockTape
 from library.training.trained import TrainedTensor
-from tests.parity.made_up import ARGV, first_inputs, ready
+from tests.parity.made_up_run import ARGV, SINGLE_OPERATIONS, first_inputs, ready
 from tools.replay_base import base_model
 
 TOLERANCE = 1e-6
@@ -38,7 +37,7 @@ def chunk_by_chunk(context_BTD: np.ndarray, weights_BNT: np.ndarray) -> np.ndarr
 
 @pytest.mark.parametrize("limit", [None, 225])
 def test_weights_multiply_the_hidden_states_and_not_the_pooled_output(limit: int | None) -> None:
-    model = base_model(1, "correct", Device(CPU, compiled=False)).model
+    model = base_model(1, "correct", SINGLE_OPERATIONS).model
     pairs = [[tokenizer.ids_and_weights(text, limit) for text in (CAPTION, "plain")] for tokenizer in sdxl_tokenizers()]
     ids = tuple(np.stack([ids for ids, _ in each]) for each in pairs)
     weights_BNT = np.stack([weights for _, weights in pairs[0]])
@@ -59,7 +58,7 @@ def test_joined_weights_have_the_context_layout() -> None:
 
 def test_gradients_go_through_the_weights() -> None:
     """Against the change of a fixed sum of the context along the gradient; weights of 1 change nothing."""
-    replay = ready(TEXT_ONLY, steps=1)
+    replay = ready(SINGLE_OPERATIONS, TEXT_ONLY, steps=1)
     model = replay.training.model
     ids = next(replay.training.batches(Position())).token_ids
     bound = replay.trained.bind(model.weights, model.forward.bound, model.device)
@@ -103,7 +102,7 @@ def norm(arrays: Iterable[np.ndarray]) -> float:
 def test_a_step_weighs_its_captions_whether_text_is_trained_or_not() -> None:
     weights = np.ones((2, 1, 77), np.float32)
     weights[:, :, 1:40] = np.random.default_rng(0).uniform(0, 3, (2, 1, 39))
-    replay = ready(steps=1)
+    replay = ready(SINGLE_OPERATIONS, steps=1)
     training = replay.training
     predictions = {}
     for train_text, weights_BNT in ((False, None), (False, weights), (True, weights)):
