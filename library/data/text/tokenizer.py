@@ -1,4 +1,4 @@
-"""Token ids for SDXL's two text encoders, exactly as the original makes them: padded, cut into chunks, weighted."""
+"""Token ids for CLIP text encoders, exactly as the original makes them: padded, cut into chunks, weighted."""
 
 import functools
 
@@ -81,11 +81,6 @@ def token_limit(max_token_length: int | None) -> int:
     if max_token_length not in TOKEN_LIMITS:
         raise ValueError(f"max_token_length is {max_token_length}; allowed are 75 (or nothing), 150 and 225")
     return max_token_length or CHUNK - 2
-
-
-def sdxl_tokenizers() -> tuple[ClipTokenizer, ClipTokenizer]:
-    """The tokenizers of SDXL's text encoders 1 (CLIP ViT-L, padded with EOS) and 2 (OpenCLIP bigG, padded with 0)."""
-    return ClipTokenizer(pad_token_id=EOS), ClipTokenizer(pad_token_id=0)
 
 
 _content_ids = functools.lru_cache(maxsize=16384)(content_ids)
