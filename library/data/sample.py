@@ -89,7 +89,7 @@ def _fitted(stored: Image.Image, image: PlacedImage, drawn: DrawnSample) -> np.n
 
 
 def size_ids(original: Size, bucket: Size, *, flipped: bool) -> tuple[int, int, int, int, int, int]:
-    """SDXL's size conditioning: original height, width, crop top, left, target height, width.
+    """The size conditioning: original height, width, crop top, left, target height, width.
 
     `original` and `bucket` are (width, height) in pixels. The crop is kohya's letter-box offset (`buckets.crop_ltrb`);
     mirrored images have it mirrored.

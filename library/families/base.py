@@ -26,8 +26,6 @@ from library.training.trained import Trained
 Shape = tuple[int, ...]
 Conditioning = Mapping[str, Tensor]
 """What the text encoders give to a prediction, by the family's names."""
-Run = Callable[..., Any]
-"""How a block is applied: run(block, *inputs) -> output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +72,16 @@ class BaseModel:
     """Part -> key -> tensor."""
     vae: Vae | None
     """None where only the text encoders are there."""
-    run: Forward
+    forward: Forward
     """Applies its blocks without gradients."""
     device: Device
 
     def only(self, *parts: str) -> "BaseModel":
         """The same model with some of its parts; gives the memory of the others back."""
-        kept = {block: bound for block, bound in self.run.bound.items() if block.part in ("", *parts)}
-        return replace(self, weights={part: self.weights[part] for part in parts}, run=Forward(kept, self.run.keys))
+        kept = {block: bound for block, bound in self.forward.bound.items() if block.part in ("", *parts)}
+        return replace(
+            self, weights={part: self.weights[part] for part in parts}, forward=Forward(kept, self.forward.keys)
+        )
 
 
 class Family(Protocol):
@@ -163,8 +163,8 @@ class Family(Protocol):
         """The UNet's answer [B, C, H, W] without gradients; ``size_ids_B6`` as in Batch."""
         ...
 
-    def forward_outlines(self, spec: Any, run: Footprint, setup: "OutlineSetup") -> None:
-        """Run a step's forward pass on outlines in the place of tensors."""
+    def forward_outlines(self, spec: Any, apply: Footprint, setup: "OutlineSetup") -> None:
+        """Apply a step's forward pass on outlines in the place of tensors."""
         ...
 
 

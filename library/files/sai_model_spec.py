@@ -59,7 +59,7 @@ def _iso(date: datetime) -> str:
 
 
 def _resolution(resolution: object) -> str:
-    """``WIDTHxHEIGHT`` of ``1024``, ``1024,768`` or (1024, 768); SDXL's own when there is none."""
+    """``WIDTHxHEIGHT`` of ``1024``, ``1024,768`` or (1024, 768); 1024 x 1024 when there is none."""
     if resolution is None:
         return DEFAULT_RESOLUTION
     parts = resolution if isinstance(resolution, (list, tuple)) else str(resolution).split(",")

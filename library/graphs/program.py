@@ -352,6 +352,10 @@ def bind(
     return BoundBlock(block, program(kind, device), tuple(places), trained)
 
 
+Apply = Callable[..., Tensor]
+"""How a block is applied: apply(block, *inputs) -> output. The caller decides on what is trained, and on gradients."""
+
+
 class Forward:
     """Applies blocks without gradients.
 

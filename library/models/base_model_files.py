@@ -72,5 +72,5 @@ def folder_files(folder: Path) -> list[Path]:
                 return [folder / shard for shard in sorted(set(table.values()))]
     raise ValueError(
         f"no weights in {folder}: looked for {' and '.join(n + SUFFIX for n in WEIGHT_NAMES)}, their fp16 variants and "
-        "shards. A diffusers folder of SDXL has unet, text_encoder, text_encoder_2 and vae with safetensors files"
+        "shards. A diffusers folder has unet, text_encoder (and text_encoder_2) and vae with safetensors files"
     )

@@ -14,8 +14,8 @@ from library.data.text.tokenizer import EOS
 from library.graphs import kernels
 from library.graphs.block import Block, LayerOptions, Layers
 from library.graphs.operations import batch_matmul, gather_rows
+from library.graphs.program import Apply
 from library.graphs.values import Value
-from library.models.unet import Run
 from library.models.weights import make_block, named_block
 
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
@@ -100,17 +100,17 @@ def infer_clip_text_spec(
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------
-def clip_text_forward(spec: ClipTextSpec, run: Run, ids_BT: np.ndarray) -> tuple[Tensor, Tensor | None]:
+def clip_text_forward(spec: ClipTextSpec, apply: Apply, ids_BT: np.ndarray) -> tuple[Tensor, Tensor | None]:
     """Penultimate hidden states [B, T, D] (before the final norm), and the pooled output [B, D] or None.
 
-    The pooled output is taken at the first end-of-text token, or at token 0 where there is none, as SDXL does.
+    The pooled output is taken at the first end-of-text token, or at token 0 where there is none.
     """
-    hidden = run(spec.embed, Tensor(ids_BT.astype(np.int32)))
+    hidden = apply(spec.embed, Tensor(ids_BT.astype(np.int32)))
     for block in spec.layers[:-1]:
-        hidden = run(block, hidden)
+        hidden = apply(block, hidden)
     if spec.pool is None:
         return hidden, None
-    last = run(spec.layers[-1], hidden)
+    last = apply(spec.layers[-1], hidden)
     first_end = (ids_BT == EOS).argmax(axis=1)
     one_hot = np.eye(ids_BT.shape[1], dtype=np.float32)[first_end]
-    return hidden, run(spec.pool, last, Tensor(one_hot))
+    return hidden, apply(spec.pool, last, Tensor(one_hot))

@@ -48,7 +48,7 @@ class BlockValues:
 
 @dataclass
 class Footprint:
-    """Applies blocks to outlines (a ``unet.Run``) and counts; one entry of ``blocks`` per call."""
+    """Applies blocks to outlines (a ``program.Apply``) and counts; one entry of ``blocks`` per call."""
 
     shapes: Shapes
     trained: Mapping[Block, InBlock]

@@ -1,11 +1,11 @@
 """The Stable Diffusion UNet in the original (SGM) key naming.
 
-The layout is read from the checkpoint's own shapes, so a tiny model, SDXL and its relatives take the same path.
+The layout is read from the checkpoint's own shapes, so models of all widths take the same path.
 Shapes: B batch, C channels, H W latent pixels, T tokens (H*W), S text tokens, D width.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from mindspore import dtype as mstype
 from library.graphs import kernels
 from library.graphs.block import Block, LayerOptions, Layers
 from library.graphs.operations import concat, silu, transpose
+from library.graphs.program import Apply
 from library.graphs.values import Value
 from library.models.weights import make_block, named_block
 
@@ -22,9 +23,6 @@ PART = "unet"
 RESNET_EPS = 1e-5
 TRANSFORMER_NORM_EPS = 1e-6
 SINUSOID_PERIOD = 10000.0
-
-Run = Callable[..., Tensor]
-"""How a block is applied: run(block, *inputs) -> output. The caller decides on adapters and gradients."""
 
 
 # --- block functions ------------------------------------------------------------------------------------------------
@@ -143,11 +141,11 @@ class UNetSpec:
     decoder: tuple[tuple[Layer, ...], ...]
     out: Block
     sinusoid_width: int
-    """Width of the sinusoidal time embedding (320 in SDXL)."""
+    """Width of the sinusoidal time embedding."""
     vector_width: int
-    """Width of the pooled text plus size embeddings (2816 in SDXL)."""
+    """Width of the pooled text plus size embeddings."""
     context_width: int
-    """Width of the text tokens (2048 in SDXL)."""
+    """Width of the text tokens."""
 
     def blocks(self) -> tuple[Block, ...]:
         """All blocks, in the order of the forward pass."""
@@ -166,11 +164,13 @@ def infer_unet_spec(shapes: Mapping[str, tuple[int, ...]], options: LayerOptions
     """Read the layout from a checkpoint's keys (without ``model.diffusion_model.``) and shapes.
 
     Raises:
-        ValueError: the keys are not those of an SDXL UNet; says what is missing.
+        ValueError: the keys are not those of a UNet with size conditioning; says what is missing.
     """
     for key in ("time_embed.0.weight", "label_emb.0.0.weight", "input_blocks.0.0.weight", "out.2.weight"):
         if key not in shapes:
-            raise ValueError(f"this is not an SDXL UNet: it has no {key} (SD1.x and SD2.x checkpoints lack label_emb)")
+            raise ValueError(
+                f"this is no UNet with size conditioning: it has no {key} (those of SD1.x and SD2.x lack label_emb)"
+            )
     local = [key for key in shapes if key.startswith(("time_embed.", "label_emb."))]
     context_key = next(key for key in sorted(shapes) if key.endswith("attn2.to_k.weight"))
     return UNetSpec(
@@ -237,51 +237,51 @@ def _transformer(shapes: Mapping[str, tuple[int, ...]], prefix: str, options: La
 
 # --- forward ----------------------------------------------------------------------------------------------------------
 def unet_forward(
-    spec: UNetSpec, run: Run, noisy_BCHW: Tensor, sinusoid_BM: Tensor, vector_BV: Tensor, context_BSX: Tensor
+    spec: UNetSpec, apply: Apply, noisy_BCHW: Tensor, sinusoid_BM: Tensor, vector_BV: Tensor, context_BSX: Tensor
 ) -> Tensor:
     """Predict noise (or velocity) [B, 4, H, W].
 
     Args:
         spec: the layout.
-        run: applies a block.
+        apply: applies a block.
         noisy_BCHW: noised latents.
         sinusoid_BM: sinusoidal embedding of the timesteps, see ``sinusoidal_embedding``.
         vector_BV: pooled text and size embeddings.
         context_BSX: text tokens.
     """
-    emb = run(spec.time, sinusoid_BM, vector_BV)
+    emb = apply(spec.time, sinusoid_BM, vector_BV)
     h = noisy_BCHW
     skips = []
     for stage in spec.encoder:
         for layer in stage:
-            h = _apply(layer, run, h, emb, context_BSX)
+            h = _apply_layer(layer, apply, h, emb, context_BSX)
         skips.append(h)
     for layer in spec.middle:
-        h = _apply(layer, run, h, emb, context_BSX)
+        h = _apply_layer(layer, apply, h, emb, context_BSX)
     for stage in spec.decoder:
         first, *others = stage
         assert isinstance(first, Resnet)
-        h = run(first.block, h, skips.pop(), emb)
+        h = apply(first.block, h, skips.pop(), emb)
         for layer in others:
-            h = _apply(layer, run, h, emb, context_BSX)
-    return run(spec.out, h)
+            h = _apply_layer(layer, apply, h, emb, context_BSX)
+    return apply(spec.out, h)
 
 
-def _apply(layer: Layer, run: Run, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+def _apply_layer(layer: Layer, apply: Apply, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
     if isinstance(layer, Resample):
-        return run(layer.block, h)
+        return apply(layer.block, h)
     if isinstance(layer, Resnet):
-        return run(layer.block, h, emb)
-    tokens = run(layer.enter, h)
+        return apply(layer.block, h, emb)
+    tokens = apply(layer.enter, h)
     for block in layer.blocks:
-        tokens = run(block, tokens, context)
-    return run(layer.leave, tokens, h)
+        tokens = apply(block, tokens, context)
+    return apply(layer.leave, tokens, h)
 
 
 def sinusoidal_embedding(values: np.ndarray, width: int) -> np.ndarray:
     """[cos(x f), sin(x f)] with f = 10000**(-i / (width / 2)): values [N] to float32 [N, width].
 
-    Used for timesteps (width 320 in SDXL) and for each size number (width 256).
+    Used for timesteps and for each number of a picture's size.
     """
     half = width // 2
     frequencies = np.exp(-np.log(SINUSOID_PERIOD) * np.arange(half, dtype=np.float32) / half).astype(np.float32)

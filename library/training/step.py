@@ -9,7 +9,7 @@ from mindspore import Tensor
 from library.device.cores import settled
 from library.device.profile import Device
 from library.graphs.block import Block
-from library.graphs.program import bind
+from library.graphs.program import Apply, bind
 from library.training.block_tape import BlockTape
 from library.training.gradients import GradientSum
 from library.training.losses import LOSSES
@@ -18,16 +18,14 @@ from library.training.trained import Trained, TrainedTensor
 
 CLIP_EPS = 1e-6
 """Added to the norm that is divided by, as torch's clip_grad_norm_ does."""
-Run = Callable[..., Tensor]
-"""How a block is applied: run(block, *inputs) -> output."""
 
 
 @dataclass(frozen=True)
 class StepInputs:
     """One batch, as a step takes it."""
 
-    predict: Callable[[Run], Tensor]
-    """The model's prediction [B, C, H, W], given a way to run blocks."""
+    predict: Callable[[Apply], Tensor]
+    """The model's prediction [B, C, H, W], given a way to apply blocks."""
     target_BCHW: np.ndarray
     """What is to be predicted."""
     weights_B1HW: np.ndarray

@@ -145,8 +145,8 @@ def trained_adapters(network: TrainedNetwork, blocks: Iterable[Block], group_of:
     """A network's adapters as what is trained. From now on the network's tensors are those that are trained.
 
     Args:
-        network: the network. Adapters of layers that no block runs (the last layer of SDXL's first text encoder) get no
-            gradient and are not trained.
+        network: the network. Adapters of layers that no block runs (the last layer of a text encoder whose last but
+            one is read) get no gradient and are not trained.
         blocks: the blocks that the forward pass runs, in its order.
         group_of: each tensor's group.
 

@@ -17,7 +17,7 @@ from library.data.text.captions import CaptionMoment, process_caption
 from library.settings.problems import raise_if_any
 
 MAX_BYTES = 1 << 24
-"""Of one file: 225 tokens of real SDXL take 2 MB."""
+"""Of one file: 225 tokens of two text encoders take 2 MB."""
 
 Key = tuple[Path, str]
 """Which text: image and caption. In memory every caption is kept once, on disk every image has its file."""

@@ -18,7 +18,6 @@ from library.families.base import (
     Conditioning,
     FamilyFacts,
     OutlineSetup,
-    Run,
     Shape,
     StepOptions,
     TrainedBy,
@@ -42,7 +41,7 @@ from library.families.sdxl.targets import lora_targets
 from library.files.safetensors_utils import SafetensorsFile
 from library.graphs.block import Block, LayerOptions
 from library.graphs.layer_target import LayerTarget
-from library.graphs.program import Forward, bind
+from library.graphs.program import Apply, Forward, bind
 from library.models.clip_text import TOKEN_EMBEDDING, infer_clip_text_spec
 from library.models.footprint import Footprint
 from library.models.unet import infer_unet_spec
@@ -121,15 +120,15 @@ class SdxlFamily:
         spec = text_spec(weights)
         tensors = {part: to_tensors(weights.parts[part], device.dtype) for part in ("te1", "te2")}
         blocks = (*spec.text_blocks(), *forward.join_blocks())
-        run = Forward({block: bind(block, tensors, device) for block in blocks})
-        return BaseModel(spec, tensors, None, run, device)
+        applied = Forward({block: bind(block, tensors, device) for block in blocks})
+        return BaseModel(spec, tensors, None, applied, device)
 
     def encode_text(
         self, model: BaseModel, token_ids: Sequence[np.ndarray], token_weights_BNT: np.ndarray | None = None
     ) -> Conditioning:
         """See Family."""
         with settled(model.device.profile):
-            return _conditioning(forward.encode_text(model.spec, model.run, token_ids, token_weights_BNT))
+            return _conditioning(forward.encode_text(model.spec, model.forward, token_ids, token_weights_BNT))
 
     def text_arrays(self, text: Conditioning) -> TextArrays:
         """See Family: float16 where the text encoders compute in it, else float32."""
@@ -158,9 +157,9 @@ class SdxlFamily:
         else:
             frozen = _text_outputs(self.encode_text(model, batch.token_ids, weights_BNT))
 
-        def predict(run: Run) -> Tensor:
-            text = frozen or forward.encode_text(model.spec, run, batch.token_ids, weights_BNT)
-            return forward.predict(model.spec, run, noisy, inputs.timesteps_B, text, batch.size_ids_B6)
+        def predict(apply: Apply) -> Tensor:
+            text = frozen or forward.encode_text(model.spec, apply, batch.token_ids, weights_BNT)
+            return forward.predict(model.spec, apply, noisy, inputs.timesteps_B, text, batch.size_ids_B6)
 
         return StepInputs(predict, inputs.target_BCHW, inputs.weights_B1HW, batch.index)
 
@@ -176,18 +175,18 @@ class SdxlFamily:
         noisy = Tensor(np.ascontiguousarray(latents_BCHW, np.float32))
         with settled(model.device.profile):
             return forward.predict(
-                model.spec, model.run, noisy, timesteps_B, _text_outputs(text), size_ids_B6
+                model.spec, model.forward, noisy, timesteps_B, _text_outputs(text), size_ids_B6
             ).asnumpy()
 
-    def forward_outlines(self, spec: SdxlSpec, run: Footprint, setup: OutlineSetup) -> None:
+    def forward_outlines(self, spec: SdxlSpec, apply: Footprint, setup: OutlineSetup) -> None:
         """See Family."""
         batch = setup.noisy.shape[0]
         ids = np.zeros((batch, setup.chunks, CHUNK), np.int64)
-        text = forward.encode_text(spec, run, (ids, ids))
+        text = forward.encode_text(spec, apply, (ids, ids))
         if not setup.train_text:
-            run.forget()
+            apply.forget()
         timesteps, sizes = np.zeros(batch), np.zeros((batch, SIZE_NUMBERS))
-        forward.predict(spec, run, setup.noisy, timesteps, text, sizes)
+        forward.predict(spec, apply, setup.noisy, timesteps, text, sizes)
 
 
 def text_spec(weights: BaseWeights) -> TextSpec:

@@ -14,9 +14,10 @@ from library.data.text.tokenizer import CHUNK
 from library.families.sdxl.facts import SIZE_EMBEDDING_WIDTH
 from library.graphs.block import Block, Layers
 from library.graphs.operations import concat, narrow
+from library.graphs.program import Apply
 from library.graphs.values import Value
 from library.models.clip_text import ClipTextSpec, clip_text_forward
-from library.models.unet import Run, UNetSpec, sinusoidal_embedding, unet_forward
+from library.models.unet import UNetSpec, sinusoidal_embedding, unet_forward
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def join_vector(chunks: int) -> Block:
 
 
 def encode_text(
-    spec: TextSpec, run: Run, token_ids: Sequence[np.ndarray], token_weights_BNT: np.ndarray | None = None
+    spec: TextSpec, apply: Apply, token_ids: Sequence[np.ndarray], token_weights_BNT: np.ndarray | None = None
 ) -> TextOutputs:
     """Token ids of both encoders, each [B, N, 77], to conditioning; ``pooled_BD`` still has all chunks [B*N, D].
 
@@ -108,12 +109,12 @@ def encode_text(
     """
     batch, chunks, length = token_ids[0].shape
     ids1, ids2 = (ids.reshape(batch * chunks, length) for ids in token_ids)
-    hidden1, _ = clip_text_forward(spec.te1, run, ids1)
-    hidden2, pooled = clip_text_forward(spec.te2, run, ids2)
+    hidden1, _ = clip_text_forward(spec.te1, apply, ids1)
+    hidden2, pooled = clip_text_forward(spec.te2, apply, ids2)
     assert pooled is not None
-    context = run(join_context(chunks), hidden1, hidden2)
+    context = apply(join_context(chunks), hidden1, hidden2)
     if token_weights_BNT is not None:
-        context = run(WEIGH_CONTEXT, context, Tensor(joined_weights(token_weights_BNT)))
+        context = apply(WEIGH_CONTEXT, context, Tensor(joined_weights(token_weights_BNT)))
     return TextOutputs(context, pooled)
 
 
@@ -125,7 +126,7 @@ def size_embeddings(size_ids_B6: np.ndarray) -> np.ndarray:
 
 def predict(
     spec: SdxlSpec,
-    run: Run,
+    apply: Apply,
     noisy_BCHW: Tensor,
     timesteps_B: np.ndarray,
     text: TextOutputs,
@@ -134,9 +135,9 @@ def predict(
     """Noise or velocity [B, 4, H, W] at the given timesteps (0 to 999)."""
     sizes = Tensor(size_embeddings(size_ids_B6))
     chunks = text.pooled_BD.shape[0] // sizes.shape[0]
-    vector = run(join_vector(chunks), text.pooled_BD, sizes)
+    vector = apply(join_vector(chunks), text.pooled_BD, sizes)
     sinusoid = Tensor(sinusoidal_embedding(timesteps_B, spec.unet.sinusoid_width))
-    return unet_forward(spec.unet, run, noisy_BCHW, sinusoid, vector, text.context_BTD)
+    return unet_forward(spec.unet, apply, noisy_BCHW, sinusoid, vector, text.context_BTD)
 
 
 WeightsByPart = Mapping[str, Mapping[str, Tensor]]
