@@ -5,7 +5,7 @@ the tolerances below.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +24,7 @@ from library.training.loss_weights import (
 )
 from library.training.lr_schedules import LrOptions, make_lr_lambda
 from library.training.noise_schedule import make_noise_schedule
+from networks.block_weights import block_lr_weights
 
 # The tables are float64, our schedule is float32 like the reference's: at timestep 0 the rounding of
 # 1 - alphas_cumprod makes 2.6e-5 of the SNR, at 998 the rounding of the rebuilt betas 3.8e-5 of the zero-terminal one.
@@ -33,6 +34,8 @@ LR_TOLERANCE = 1e-12  # of the full rate; the same formulas in float64, but cosi
 STEP_TABLE = MappingProxyType({"save_every_n_steps": 10, "save_last_n_steps": 30})
 EPOCH_TABLE = MappingProxyType({"save_every_n_epochs": 2, "save_last_n_epochs": 3})
 HUBER_C = 0.1  # of the loss tables
+SDXL_STAGES = MappingProxyType({"down": 9, "mid": 3, "up": 9})
+"""Stage of SDXL's UNet -> number of its blocks."""
 # Number formats that a network of the hash table may have: weights, alpha.
 _HASH_TYPES = tuple((np.dtype(weight), np.dtype(alpha)) for weight in ("f4", "f2") for alpha in ("f4", "i8", "f2"))
 
@@ -203,6 +206,18 @@ def _compare(name: str, found: Any, expected: Any, tolerance: float, floor: floa
     return [f"{name}: {actual[worst]:.9g}, expected {wanted[worst]:.9g} (relative error {error[worst]:.2g})"]
 
 
+def check_block_lr_weights(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Factors of the UNet's blocks; kohya's list has a 1 before and behind them, for the embeddings and the output."""
+    mismatches = []
+    for case in cases:
+        weights = block_lr_weights(case["kwargs"], SDXL_STAGES)
+        assert weights is not None, f"no factors in {case['kwargs']}"
+        found = [1.0, *(weight for stage in SDXL_STAGES for weight in weights[stage]), 1.0]
+        if found != case["result"]:
+            mismatches.append(f"parse_block_lr_kwargs {case['kwargs']}: {found}, expected {case['result']}")
+    return mismatches
+
+
 TABLE_CHECKS: Mapping[str, Callable[[Any], list[str]]] = MappingProxyType(
     {
         "sshs_hashes": check_sshs_hashes,
@@ -211,5 +226,6 @@ TABLE_CHECKS: Mapping[str, Callable[[Any], list[str]]] = MappingProxyType(
         "lr_lambda": check_lr_lambda,
         "loss_weights": check_loss_weights,
         "noise_schedule_float64": check_noise_schedule,
+        "parse_block_lr_kwargs_sdxl": check_block_lr_weights,
     }
 )

@@ -32,6 +32,8 @@ VECTORS = 2
 """The trained values and their gradients."""
 POOL = 0.9
 """Memory that MindSpore's pool takes for intermediate results, as a multiple of the blocks' outputs (measured)."""
+WORTH_IT = 0.05 * GB
+"""What an option must save to be proposed."""
 COMFORT = 0.95
 """Share of the machine's memory that may be planned for."""
 
@@ -174,9 +176,11 @@ def memory_lines(setup: MemorySetup, available: float) -> list[str]:
     lines += [f"  {_gb(size):>8}  {name}" for name, size in estimate.parts.items() if size]
     if estimate.total <= COMFORT * available:
         return lines
-    lines.append("  this will not fit, or only just. What would help:")
-    for option, changed in _alternatives(setup):
-        total = estimate_memory(changed).total
+    totals = [(option, estimate_memory(changed).total) for option, changed in _alternatives(setup)]
+    helping = [(option, total) for option, total in totals if estimate.total - total >= WORTH_IT]
+    what = "What would help:" if helping else "The base model alone takes so much when it is loaded"
+    lines.append(f"  this will not fit, or only just. {what}")
+    for option, total in helping:
         fits = "fits" if total <= COMFORT * available else "does not fit alone"
         lines.append(f"  {_gb(estimate.total - total):>8}  less with {option}: {_gb(total)}, {fits}")
     return lines
@@ -199,7 +203,8 @@ def _alternatives(setup: MemorySetup) -> list[tuple[str, MemorySetup]]:
     found.append(
         (f"a resolution three quarters as large ({smaller[0]} x {smaller[1]})", replace(setup, resolution=smaller))
     )
-    found.append(("half the --network_dim", replace(setup, trained_values=setup.trained_values // 2)))
+    half = replace(setup, trained_values=setup.trained_values // 2, optimizer_bytes=setup.optimizer_bytes // 2)
+    found.append(("half the --network_dim", half))
     return found
 
 

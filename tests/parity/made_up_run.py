@@ -1,14 +1,21 @@
 """A training run on random batches, in the form of a recording, for tests that compare ways of computing."""
 
+import functools
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
-from library.device.profile import Device
+from library.device.profile import CPU, Device
+from library.runs.loop import Position
 from library.settings.arguments import read_train_args
+from library.training.step import StepInputs
 from tools.replay_recording import Outcome, Recording
-from tools.replay_steps import run, set_up
+from tools.replay_steps import Replay, run, set_up
 
 STEPS = 3
 ARGV = "--network_module networks.lora --network_dim 4 --network_alpha 2 --learning_rate 1e-3 --network_train_unet_only"
+SINGLE_OPERATIONS = Device(CPU, compiled=False)
 
 
 def made_up_run(argv: str, steps: int = STEPS) -> Recording:
@@ -29,10 +36,23 @@ def made_up_run(argv: str, steps: int = STEPS) -> Recording:
     return Recording(tuple(argv.split()), 1, 5, (), (), tensors)
 
 
-def outcome_of(device: Device, more_argv: str = "", steps: int = STEPS) -> Outcome:
-    """What the run gives on a device."""
-    recording = made_up_run(f"{ARGV} {more_argv}", steps)
-    return run(set_up(recording, read_train_args(recording.argv, require_paths=False), device))
+def ready(device: Device, argv: str = ARGV, steps: int = STEPS) -> Replay:
+    """A run, set up to be run."""
+    recording = made_up_run(argv, steps)
+    return set_up(recording, read_train_args(recording.argv, require_paths=False), device)
+
+
+@functools.lru_cache
+def outcome_of(device: Device, more_argv: str = "") -> Outcome:
+    """What the run gives on a device; each is run once."""
+    return run(ready(device, f"{ARGV} {more_argv}"))
+
+
+def first_inputs(replay: Replay, **changes: Any) -> StepInputs:
+    """What the step takes of a run's first batch, of which some fields may be others."""
+    training = replay.training
+    batch = replace(next(training.batches(Position())), **changes)
+    return training.family.step_inputs(training.model, batch, training.draws, training.step_options)
 
 
 def flat(tensors: dict[str, np.ndarray]) -> np.ndarray:

@@ -2,21 +2,18 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 from mindspore import Tensor
 
+from library.families.base import OutlineSetup
 from library.families.sdxl.checkpoint import _expected_parts
-from library.families.sdxl.forward import encode_text, predict
 from library.families.sdxl.shapes import TINY_SDXL
 from library.graphs.block import Block
 from library.graphs.program import Outline
 from library.models.footprint import FLOAT, Footprint
 from library.models.unet import res_block
-from library.settings.arguments import read_train_args
 from library.training.block_tape import BlockTape
-from tests.parity.test_modes import ARGV, made_up_run
-from tools.replay_steps import prediction, set_up
+from tests.parity.made_up_run import ARGV, SINGLE_OPERATIONS, first_inputs, ready
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -41,18 +38,15 @@ class CountingTape(BlockTape):
 
 @pytest.mark.slow
 def test_outputs_and_kept_products_are_counted_from_shapes() -> None:
-    recording = made_up_run(ARGV.replace("--network_train_unet_only", ""), steps=1)
-    replay = set_up(recording, read_train_args(recording.argv, require_paths=False), False)
-    predict_with, _ = prediction(replay, 0)
-    step = replay.step
-    tape = CountingTape(step._bound, step.trainable.split(*step.thetas), keep=1.0)
-    predict_with(tape)
+    replay = ready(SINGLE_OPERATIONS, ARGV.replace("--network_train_unet_only", ""), steps=1)
+    model, family = replay.training.model, replay.training.family
+    tape = CountingTape(replay.trained.bind(model.weights, model.forward.bound, model.device), keep=1.0)
+    first_inputs(replay).predict(tape)
 
-    spec, shapes = replay.base.model.spec, _expected_parts(TINY_SDXL)
-    run = Footprint(shapes, {segment.block: segment.adapters for segment in step.trainable.segments})
-    ids = np.zeros((2, 1, 77), np.int64)
-    text = encode_text(spec, run, (ids, ids))  # type: ignore[arg-type]
-    predict(spec, run, Outline((2, 4, 16, 16), FLOAT), np.zeros(2), text, np.zeros((2, 6)))  # type: ignore[arg-type]
+    spec = model.spec
+    run = Footprint(_expected_parts(TINY_SDXL), replay.trained.blocks, model.device)
+    setup = OutlineSetup(chunks=1, train_text=True, noisy=Outline((2, 4, 16, 16), FLOAT))
+    family.forward_outlines(spec, run, setup)
     counted = [(block.output, block.kept) for block in run.blocks]
     measured = [(output, kept) for _, output, kept in tape.counts]
     # The estimate counts gradients of all inputs. There are two that nothing trained flows into: the time's

@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +12,9 @@ import pytest
 from mindspore import Tensor
 
 import networks
-from library.families.sdxl import forward as sdxl
-from library.families.sdxl.checkpoint import lora_targets
-from library.families.sdxl.family import infer_spec
+from library.device.profile import CPU, Device
+from library.families.base import BaseWeights
+from library.families.sdxl.family import SdxlFamily
 from library.files.safetensors_utils import SafetensorsFile, save_file
 from library.graphs.block import Block, Layers
 from library.graphs.layer_target import LayerTarget
@@ -22,11 +22,14 @@ from library.graphs.program import Forward, bind
 from library.graphs.random import key_tensor
 from library.graphs.values import Value
 from library.models.random_weights import lora_weights
-from library.models.weights import to_tensors
+from library.models.weights import named_block, to_tensors
+from library.runs.network_setup import open_network, read_network_file
 from library.training.block_tape import BlockTape
-from library.training.step import bind_all
-from library.training.trained import Trainable
-from networks.network_base import Network, read_network_file, unmerge
+from library.training.optimizers.adamw import AdamW
+from library.training.optimizers.optimizer import Optimizer
+from library.training.trained import Group, Trained, trained_adapters
+from networks.network_base import Network, unmerge
+from networks.together import combine
 from tools.tiny_source import tiny_base
 
 MERGED_TOLERANCE = 1e-5
@@ -39,6 +42,10 @@ OUT, IN = 20, 16
 def one_linear(x: Value, layers: Layers) -> Value:
     rows = layers.linear(x.reshape(-1, IN), "layer")  # a linear layer takes the rows of all samples
     return rows.reshape((*x.shape[:-1], OUT))
+
+
+def one_turned(x: Value, layers: Layers) -> Value:
+    return layers.linear(x, "mlp.fc1")
 
 
 def one_pointwise(x: Value, layers: Layers) -> Value:
@@ -62,15 +69,23 @@ class Kind:
     input_shape: tuple[int, ...]
 
 
-def _kind(function: object, weight: tuple[int, ...], x: tuple[int, ...], stride: int = 1, padding: int = 0) -> Kind:
-    block = Block("unet", function, "", ("layer.bias", "layer.weight"))  # type: ignore[arg-type]
-    target = LayerTarget("unet", "layer", "lora_unet_layer", weight, stride, padding, extended=len(weight) == 4)
+def _kind(
+    function: Callable[..., Value],
+    weight: tuple[int, ...],
+    x: tuple[int, ...],
+    stride: int = 1,
+    padding: int = 0,
+    layer: str = "layer",
+) -> Kind:
+    block = named_block("unet", function, "", (f"{layer}.bias", f"{layer}.weight"))
+    target = LayerTarget("unet", layer, "lora_unet_layer", weight, stride, padding, extended=len(weight) == 4)
     return Kind(block, target, x)
 
 
 KINDS = {
     "linear": _kind(one_linear, (OUT, IN), (2, 5, IN)),
     "linear of vectors": _kind(one_linear, (OUT, IN), (2, IN)),
+    "linear, weight held as [in, out]": _kind(one_turned, (OUT, IN), (2, IN), layer="mlp.fc1"),
     "conv 1x1": _kind(one_pointwise, (OUT, IN, 1, 1), (2, IN, 4, 6)),
     "conv 3x3": _kind(one_conv, (OUT, IN, 3, 3), (2, IN, 4, 6), padding=1),
     "conv 3x3, stride 2": _kind(one_strided, (OUT, IN, 3, 3), (2, IN, 4, 6), stride=2, padding=1),
@@ -83,6 +98,8 @@ MODULES = {
 NETWORK_ARGS = {"networks.lora": {"conv_dim": str(RANK), "conv_alpha": str(ALPHA)}}
 """What makes a network type adapt convolutions too."""
 
+PLAIN = Device(CPU, compiled=False)
+
 each_module = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 pytestmark = pytest.mark.usefixtures("device")
@@ -92,7 +109,8 @@ pytestmark = pytest.mark.usefixtures("device")
 def base_weights(kind: Kind) -> dict[str, dict[str, np.ndarray]]:
     rng = np.random.default_rng(1)
     weight = rng.standard_normal(kind.target.shape).astype(np.float32) / np.sqrt(np.prod(kind.target.shape[1:]))
-    return {"unet": {"layer.weight": weight.astype(np.float32), "layer.bias": np.ones(OUT, np.float32)}}
+    key = kind.target.key
+    return {"unet": {f"{key}.weight": weight.astype(np.float32), f"{key}.bias": np.ones(OUT, np.float32)}}
 
 
 def layer_input(kind: Kind) -> Tensor:
@@ -123,7 +141,7 @@ def moved(network: Network) -> Network:
 
 
 def base_output(kind: Kind, weights: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
-    run = Forward({kind.block: bind(kind.block, tensors_of(weights), compiled=False)})
+    run = Forward({kind.block: bind(kind.block, tensors_of(weights), PLAIN)})
     return run(kind.block, layer_input(kind)).asnumpy()  # type: ignore[no-any-return]
 
 
@@ -136,25 +154,29 @@ def adapted_outputs(kind: Kind, network: Network, keys: Iterable[int], compiled:
     run, x = running(kind, network, 0, Forward, compiled), layer_input(kind)
     outputs = []
     for key in keys:
-        run.keys = (key_tensor(key),)
+        run.keys = {kind.block: key_tensor(key)}
         outputs.append(run(kind.block, x).asnumpy())
     return outputs
 
 
 def running(kind: Kind, network: Network, key: int, how: type[Forward], compiled: bool = False) -> Forward:
-    trainable = Trainable(network, [kind.block])
-    bound = bind_all(tensors_of(base_weights(kind)), [kind.block], trainable, compiled)
-    return how(bound, trainable.split(Tensor(trainable.pack())), (key_tensor(key),))
+    bound = trained_of(kind, network).bind(tensors_of(base_weights(kind)), [kind.block], Device(CPU, compiled=compiled))
+    return how(bound, {kind.block: key_tensor(key)})
+
+
+def trained_of(kind: Kind, network: Network) -> Trained:
+    return trained_adapters(network, [kind.block], lambda key: Group("all", 1e-2))
 
 
 def gradients(kind: Kind, network: Network, key: int = 0) -> dict[str, np.ndarray]:
     """Gradients for a random gradient of the output."""
-    tape = running(kind, network, key, BlockTape)
-    assert isinstance(tape, BlockTape)
+    trained, found = trained_of(kind, network), {}
+    bound = trained.bind(tensors_of(base_weights(kind)), [kind.block], PLAIN)
+    tape = BlockTape(bound, {kind.block: key_tensor(key)})
     y = tape(kind.block, layer_input(kind))
     d_y = np.random.default_rng(5).standard_normal(y.shape).astype(np.float32)
-    grad = tape.backward(Tensor(d_y))[0].asnumpy()
-    return Trainable(network, [kind.block]).unpack(grad)
+    tape.backward(Tensor(d_y), found.__setitem__)
+    return trained.by_name(found)
 
 
 def relative_error(value: np.ndarray, expected: np.ndarray) -> float:
@@ -165,7 +187,8 @@ def relative_error(value: np.ndarray, expected: np.ndarray) -> float:
 # --- properties ------------------------------------------------------------------------------------------------------
 def test_every_network_file_is_tested() -> None:
     files = {f"networks.{info.name}" for info in pkgutil.iter_modules(networks.__path__)}
-    assert files - {"networks.network_base"} == set(MODULES) == set(NETWORK_ARGS)
+    shared = {f"networks.{name}" for name in ("network_base", "block_weights", "together")}
+    assert files - shared == set(MODULES) == set(NETWORK_ARGS)
 
 
 @each_module
@@ -197,12 +220,13 @@ def test_half_the_multiplier_is_half_the_effect(module: ModuleType, kind: Kind) 
 @each_kind
 def test_merging_leaves_the_given_arrays_alone_and_is_undone_bit_for_bit(module: ModuleType, kind: Kind) -> None:
     network, weights, untouched = moved(fresh_network(module, kind)), base_weights(kind), base_weights(kind)
-    given = weights["unet"]["layer.weight"]
+    key = f"{kind.target.key}.weight"
+    given = weights["unet"][key]
     originals = network.merge_into(weights, 0.7, keep_originals=True)
-    assert not np.array_equal(weights["unet"]["layer.weight"], given)
-    assert np.array_equal(given, untouched["unet"]["layer.weight"])
+    assert not np.array_equal(weights["unet"][key], given)
+    assert np.array_equal(given, untouched["unet"][key])
     unmerge(weights, originals)
-    assert all(np.array_equal(weights["unet"][key], array) for key, array in untouched["unet"].items())
+    assert all(np.array_equal(weights["unet"][name], array) for name, array in untouched["unet"].items())
 
 
 @each_module
@@ -212,21 +236,26 @@ def test_a_half_precision_base_stays_in_half_precision(module: ModuleType, kind:
     half = {"unet": {key: array.astype(np.float16) for key, array in weights["unet"].items()}}
     network.merge_into(half, 1.0)
     network.merge_into(weights, 1.0)
-    merged = half["unet"]["layer.weight"]
+    key = f"{kind.target.key}.weight"
+    merged = half["unet"][key]
     assert merged.dtype == np.float16
     # fp16 rounds the base and the sum by up to 2**-11 each.
-    np.testing.assert_allclose(merged, weights["unet"]["layer.weight"], rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(merged, weights["unet"][key], rtol=2e-3, atol=2e-3)
 
 
 @each_module
 @each_kind
 def test_training_leaves_the_base_untouched(module: ModuleType, kind: Kind) -> None:
     network, weights = moved(fresh_network(module, kind)), tensors_of(base_weights(kind))
-    trainable = Trainable(network, [kind.block])
-    tape = BlockTape(bind_all(weights, [kind.block], trainable, False), trainable.split(Tensor(trainable.pack())))
-    tape.backward(tape(kind.block, layer_input(kind)))
-    for key, array in base_weights(kind)["unet"].items():
-        assert np.array_equal(weights["unet"][key].asnumpy(), array)
+    before = {key: array.copy() for key, array in network.tensors.items()}
+    trained = trained_of(kind, network)
+    optimizer = Optimizer(AdamW(), trained.tensors, PLAIN)
+    optimizer.begin_step()
+    tape = BlockTape(trained.bind(weights, [kind.block], PLAIN))
+    tape.backward(tape(kind.block, layer_input(kind)), lambda tensor, d: optimizer.update(tensor, d, 1.0))
+    for key, tensor in tensors_of(base_weights(kind))["unet"].items():
+        assert np.array_equal(weights["unet"][key].asnumpy(), tensor.asnumpy())
+    assert not any(np.array_equal(array, before[key]) for key, array in trained.named().items())
 
 
 @each_module
@@ -255,13 +284,42 @@ def test_saved_and_loaded_is_the_same(module: ModuleType, kind: Kind, tmp_path: 
     network = moved(fresh_network(module, kind))
     save_file(network.state_dict(), tmp_path / "n.safetensors")
     state = read_network_file(tmp_path / "n.safetensors")
-    again = module.create_network_from_weights([kind.target], state, "n.safetensors")
+    assert [name for name, each in MODULES.items() if each.recognises(state)] == [module.__name__]
+    again = open_network(tmp_path / "n.safetensors", [kind.target])
     assert again.layers == network.layers
     assert all(np.array_equal(again.tensors[key], array) for key, array in network.tensors.items())
     assert np.array_equal(adapted_output(kind, again), adapted_output(kind, network))
     fresh = fresh_network(module, kind)
     fresh.load(state, "n.safetensors")
     assert all(np.array_equal(fresh.tensors[key], array) for key, array in network.tensors.items())
+
+
+@each_module
+@each_kind
+def test_several_beside_the_layer_are_merged_one_after_the_other(module: ModuleType, kind: Kind) -> None:
+    """Each at its own strength; one of them has dropouts, which are for training."""
+    first, second = moved(fresh_network(module, kind)), fresh_network(module, kind, dropout=0.5)
+    second.tensors.update({key: np.float32(0.5) - array for key, array in first.tensors.items()})
+    weights = base_weights(kind)
+    for network, strength in ((first, 0.7), (second, -1.5)):
+        network.merge_into(weights, strength)
+    together = combine([(first, 0.7), (second, -1.5)])
+    assert relative_error(adapted_output(kind, together, key=9), base_output(kind, weights)) < MERGED_TOLERANCE
+    weights = base_weights(kind)
+    together.merge_into(weights, 0.5)
+    before, whole = base_output(kind, base_weights(kind)), adapted_output(kind, together)
+    assert relative_error(base_output(kind, weights) - before, (whole - before) / 2) < MERGED_TOLERANCE
+
+
+@each_module
+def test_layers_that_only_one_of_several_has_are_adapted_by_it(module: ModuleType) -> None:
+    kinds = KINDS["linear"], KINDS["linear, weight held as [in, out]"]
+    one, other = (moved(fresh_network(module, kind)) for kind in kinds)
+    renamed = {key.replace("layer", "other"): array for key, array in other.tensors.items()}
+    other = Network({"lora_unet_other": other.layers["lora_unet_layer"]}, renamed)
+    together = combine([(one, 1.0), (other, 1.0)])
+    for kind, alone in zip(kinds, (one, other), strict=True):
+        assert relative_error(adapted_output(kind, together), adapted_output(kind, alone)) < MERGED_TOLERANCE
 
 
 @each_module
@@ -392,9 +450,17 @@ def test_layers_of_another_model_are_counted_and_named(module: ModuleType) -> No
 
 
 # --- all of SDXL's layers --------------------------------------------------------------------------------------------
+FAMILY = SdxlFamily()
+
+
 @pytest.fixture(scope="module")
-def targets() -> list[LayerTarget]:
-    return lora_targets(tiny_base(1))
+def weights() -> BaseWeights:
+    return tiny_base(1)
+
+
+@pytest.fixture(scope="module")
+def targets(weights: BaseWeights) -> list[LayerTarget]:
+    return FAMILY.targets(weights)
 
 
 def lora_network(targets: list[LayerTarget], **network_args: str) -> Network:
@@ -440,15 +506,18 @@ def test_the_references_file_loads_with_its_ranks_and_alphas(targets: list[Layer
     assert set(network.state_dict()) == set(state)
 
 
-def test_only_the_last_layer_of_text_encoder_1_is_idle(targets: list[LayerTarget]) -> None:
+def test_only_the_last_layer_of_text_encoder_1_is_idle(weights: BaseWeights, targets: list[LayerTarget]) -> None:
     """SDXL reads the layer before the last, so kohya's files hold twelve tensors that are never trained."""
     network = lora_network(targets, conv_dim="4")
-    trainable = Trainable(network, sdxl.all_blocks(infer_spec(tiny_base(1).parts)))
     last = [key for key in network.tensors if key.startswith("lora_te1_text_model_encoder_layers_11_")]
-    assert trainable.idle == sorted(last) and len(last) == 12
     shapes = {key: array.shape for key, array in network.tensors.items()}
-    network.tensors.update(lora_weights(7, shapes, 2.0))
-    vector = trainable.pack()
-    assert len(vector) == trainable.size == sum(array.size for key, array in network.tensors.items() if key not in last)
-    unpacked = trainable.unpack(vector)
-    assert all(np.array_equal(unpacked[key], network.tensors[key]) for key in unpacked)
+    before = dict(lora_weights(7, shapes, 2.0))
+    network.tensors.update({key: array.copy() for key, array in before.items()})
+    blocks = FAMILY.blocks(FAMILY.spec(weights), tuple(weights.parts))
+    trained = trained_adapters(network, blocks, lambda key: Group("all", 1e-3))
+    assert trained.idle == sorted(last) and len(last) == 12
+    named = trained.named()
+    assert set(named) == set(network.tensors) - set(last) and list(network.tensors) == list(before)
+    assert trained.size == sum(array.size for array in named.values())
+    assert all(np.array_equal(named[key], before[key]) for key in named)
+    assert all(np.shares_memory(named[key], network.tensors[key]) for key in named)

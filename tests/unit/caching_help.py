@@ -19,6 +19,8 @@ from library.data.sample import DrawnSample, SamplePixels, sample_pixels
 from library.settings.config_util import SubsetConfig
 
 BUCKETS = [(64, 64), (96, 64), (64, 96)]
+LATENTS = "_sdxl.npz"
+"""How kohya's names of files with SDXL's latents end."""
 
 
 def draw_image(path: Path, size: Size = (80, 70), seed: int = 0) -> Path:
@@ -71,7 +73,7 @@ class Disk:
     def __init__(self, images: Sequence[PlacedImage], vae: str = "vae", trusting: bool = False) -> None:
         self.indexes = Indexes((image.path.parent for image in images), 2)
         digests = {i.path: self.indexes.of(i.path.parent).image_digest(i.path) for i in images}
-        self.items: dict[Key, LatentItem] = latent_items(images, vae, digests)
+        self.items: dict[Key, LatentItem] = latent_items(images, vae, digests, LATENTS)
         self.store: DiskStore[LatentItem, LatentEntry] = DiskStore(self.indexes, trusting=trusting)
         self.encoded: list[str] = []
         """Names of the images that were encoded."""

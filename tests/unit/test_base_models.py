@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from library.families.sdxl.checkpoint import OutlineFile, SdxlWeights, load_weights, lora_targets
+from library.families.base import BaseWeights
+from library.families.sdxl.checkpoint import OutlineFile, load_weights
 from library.families.sdxl.diffusers_keys import diffusers_unet_key
 from library.families.sdxl.keys import PARTS, diffusers_names
+from library.families.sdxl.targets import lora_targets
 from library.files.safetensors_utils import SafetensorsFile, save_file
 from tools.make_tiny_sdxl import make_tiny_sdxl
 from tools.tiny_source import tiny_base
@@ -16,13 +18,13 @@ FOLDERS = {"unet": "unet/diffusion_pytorch_model", "te1": "text_encoder/model", 
 
 
 @pytest.fixture(scope="module")
-def single() -> SdxlWeights:
+def single() -> BaseWeights:
     """The tiny SDXL as read from a single file."""
     return tiny_base(1)
 
 
 @pytest.fixture(scope="module")
-def folder(single: SdxlWeights, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(single: BaseWeights, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in diffusers' layout; its UNet is a half-precision variant."""
     root = tmp_path_factory.mktemp("diffusers")
     for part, name in FOLDERS.items():
@@ -34,7 +36,7 @@ def folder(single: SdxlWeights, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return root
 
 
-def test_a_diffusers_folder_gives_the_single_files_weights(single: SdxlWeights, folder: Path) -> None:
+def test_a_diffusers_folder_gives_the_single_files_weights(single: BaseWeights, folder: Path) -> None:
     loaded = load_weights(str(folder))
     for part in PARTS:
         assert loaded.parts[part].keys() == single.parts[part].keys()
@@ -44,7 +46,7 @@ def test_a_diffusers_folder_gives_the_single_files_weights(single: SdxlWeights, 
     assert loaded.vae.keys() == single.vae.keys()
 
 
-def test_an_outline_has_everything_but_the_values(single: SdxlWeights, folder: Path, tmp_path: Path) -> None:
+def test_an_outline_has_everything_but_the_values(single: BaseWeights, folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "base.safetensors"
     make_tiny_sdxl(file, 1)
     for model in (file, folder):
@@ -64,7 +66,7 @@ def test_a_folder_without_weights_says_what_it_looked_for(folder: Path, tmp_path
         load_weights(str(tmp_path))
 
 
-def test_the_projection_is_transposed_unless_kohyas_way_is_asked_for(single: SdxlWeights) -> None:
+def test_the_projection_is_transposed_unless_kohyas_way_is_asked_for(single: BaseWeights) -> None:
     kohya = tiny_base(1, "kohya")
     key = "text_projection.weight"
     np.testing.assert_array_equal(single.parts["te2"][key], kohya.parts["te2"][key].T)
@@ -80,7 +82,7 @@ def test_another_vae_replaces_the_models_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.vae["decoder.conv_out.weight"], expected)
 
 
-def test_the_layers_that_may_be_adapted_are_kohyas(single: SdxlWeights, golden: Path) -> None:
+def test_the_layers_that_may_be_adapted_are_kohyas(single: BaseWeights, golden: Path) -> None:
     targets = lora_targets(single)
     names = {part: {t.name for t in targets if t.part == part} for part in PARTS}
     plain = {t.name for t in targets if t.part == "unet" and not t.extended}

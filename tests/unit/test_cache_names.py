@@ -7,16 +7,18 @@ from pathlib import Path
 
 from library.data.cache.cache_names import MAX_NAME_BYTES, cache_stems, latents_name, text_outputs_name
 
+LATENTS = "_sdxl.npz"
+
 
 def test_names_are_kohyas() -> None:
     stems = cache_stems([Path("d/a.png"), Path("d/b.c.jpg"), Path("e/a.jpg"), Path("d/two words \u732b.webp")])
-    assert [latents_name(stem, (640, 48)) for stem in stems.values()] == [
+    assert [latents_name(stem, (640, 48), LATENTS) for stem in stems.values()] == [
         "a_0640x0048_sdxl.npz",
         "b.c_0640x0048_sdxl.npz",
         "a_0640x0048_sdxl.npz",
         "two words \u732b_0640x0048_sdxl.npz",
     ]
-    assert text_outputs_name("a") == "a_te_outputs.npz"
+    assert text_outputs_name("a", "_te_outputs.npz") == "a_te_outputs.npz"
 
 
 def test_images_of_one_stem_keep_their_ending() -> None:
@@ -31,14 +33,14 @@ def test_no_two_images_of_a_folder_share_a_name() -> None:
     for _ in range(500):
         images = [Path("d", name) for name in drawn.sample(names, drawn.randint(1, 12))]
         stems = cache_stems(images)
-        files = [latents_name(stem, (64, 64)).casefold() for stem in stems.values()]
+        files = [latents_name(stem, (64, 64), LATENTS).casefold() for stem in stems.values()]
         # Images that differ in case only can be together only where the file system tells their caches apart too.
         assert len(set(files)) == len({path.name.casefold() for path in images})
 
 
 def test_long_names_fit_and_stay_apart() -> None:
     longest = [Path("\u732b" * 83 + end + ".png") for end in ("a", "b")] + [Path("x" * 200 + ".png")]
-    names = [latents_name(stem, (64, 64)) for stem in cache_stems(longest).values()]
+    names = [latents_name(stem, (64, 64), LATENTS) for stem in cache_stems(longest).values()]
     assert len(set(names)) == 3
     assert max(len(os.fsencode(name)) for name in names) <= MAX_NAME_BYTES
     assert names[2] == "x" * 200 + "_0064x0064_sdxl.npz"

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from library.data.batch import EncodedText
 from library.data.cache.cache_store import MemoryStore
 from library.data.cache.latent_cache import LatentCache, latent_items
 from library.data.cache.text_cache import TextCache, TextEncoders, text_items
@@ -14,7 +13,7 @@ from library.data.dataset import TrainDataset
 from library.data.run_rng import RunRng
 from library.data.text.tokenizer import sdxl_tokenizers
 from library.settings.config_util import DatasetConfig, SubsetConfig
-from tests.unit.caching_help import draw_image, encode, entry_of
+from tests.unit.caching_help import LATENTS, draw_image, encode, entry_of
 
 SIZES = ((80, 70), (120, 70), (70, 120), (64, 64), (90, 90))
 
@@ -52,7 +51,7 @@ def make(configs: list[DatasetConfig]) -> TrainDataset:
 
 def test_latents_and_masks_are_those_of_the_images(configs: list[DatasetConfig]) -> None:
     plain, cached = make(configs), make(configs)
-    items = latent_items(cached.images, "", None)
+    items = latent_items(cached.images, "", None, LATENTS)
     store = MemoryStore()
     for item in items.values():
         store.put(item, entry_of(item))
@@ -76,22 +75,25 @@ def test_what_is_held_back_is_cached_too(configs: list[DatasetConfig]) -> None:
     data = make(configs)
     held_back = [image for dataset in data.validation for image in dataset.images]
     assert held_back
-    assert {image.path for image in held_back} <= {path for path, *_ in latent_items(data.images, "", None)}
+    assert {image.path for image in held_back} <= {path for path, *_ in latent_items(data.images, "", None, LATENTS)}
 
 
 def test_text_is_that_of_the_captions(configs: list[DatasetConfig]) -> None:
     data = make(configs)
-    items = text_items(data.images, TextEncoders("", (2, 3), "float32", 75), on_disk=False)
+    arrays = (("first", (77, 2)), ("second", (77, 3)), ("pooled", (3,)))
+    items = text_items(data.images, TextEncoders("", arrays, "float32", 75), on_disk=False)
     store = MemoryStore()
     for item in set(items.values()):
         value = np.float32(len(item.caption))
-        store.put(item, EncodedText(np.full((77, 2), value), np.full((77, 3), value), np.full(3, value)))
+        store.put(item, {name: np.full(shape, value) for name, shape in arrays})
     data.text_cache = TextCache(items, store)
     for batch in data.batches(1, 0):
         lengths = [len(caption) for caption in batch.captions]
-        assert batch.text.hidden1.shape == (len(lengths), 77, 2)
-        assert batch.text.hidden2[:, 0, 0].tolist() == lengths
-        assert batch.text.pooled[:, 0].tolist() == lengths
+        assert {name: array.shape for name, array in batch.text.items()} == {
+            name: (len(lengths), *shape) for name, shape in arrays
+        }
+        assert batch.text["second"][:, 0, 0].tolist() == lengths
+        assert batch.text["pooled"][:, 0].tolist() == lengths
 
 
 def test_latents_are_drawn_from_mean_and_deviation(configs: list[DatasetConfig]) -> None:

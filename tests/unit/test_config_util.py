@@ -36,7 +36,7 @@ def one(dataset: dict[str, Any], general: dict[str, Any] | None = None) -> Datas
 def problem(table: dict[str, Any], defaults: dict[str, object] | None = None) -> str:
     """The message that refuses a table."""
     with pytest.raises(UsageError) as caught:
-        dataset_configs(table, "data.toml", DEFAULTS if defaults is None else defaults)
+        dataset_configs(table, "data.toml", DEFAULTS if defaults is None else defaults, size_step=32)
     return str(caught.value)
 
 

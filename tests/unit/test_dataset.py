@@ -123,7 +123,7 @@ def test_all_problems_are_told_at_once(tmp_path):
             config(subset(good), subset(tmp_path / "missing")),
             config(SubsetConfig(metadata_file=str(tmp_path / "meta.json"), source="meta subset")),
             config(SubsetConfig(metadata_file=str(tmp_path / "gone.json"), source="gone subset")),
-            config(subset(good), resolution=(100, 64), source="odd dataset"),
+            config(subset(good), resolution=(100, 64), source="odd dataset", size_step=32),
         )
     text = str(error.value)
     for expected in (

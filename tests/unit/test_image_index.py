@@ -6,8 +6,8 @@ import os
 import pytest
 from PIL import Image
 
+from library.data.scan import image_files, image_index
 from library.data.scan.image_files import check_images
-from library.data.scan.scan import image_files, image_index
 from library.files import user_cache
 
 LONG_AGO = 1_600_000_000

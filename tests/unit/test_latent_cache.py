@@ -12,9 +12,10 @@ from PIL import Image
 
 from library.data.bucketed import PlacedImage
 from library.data.cache import cache_store
+from library.data.cache.cache_index import INDEX_NAME
 from library.data.cache.latent_cache import LatentCache, latent_items
 from library.files.npz_files import read_npz
-from tests.unit.caching_help import Disk, draw_image, encode, entry_of, pixels, placed, sample
+from tests.unit.caching_help import LATENTS, Disk, draw_image, encode, entry_of, pixels, placed, sample
 
 
 @pytest.fixture
@@ -246,7 +247,7 @@ def test_one_size_reached_in_two_ways_is_refused(image: PlacedImage) -> None:
     with pytest.raises(ValueError, match="resize it in two ways"):
         Disk([image, placed(image.path, resize_interpolation="nearest")])
     both = [image, placed(image.path, resize_interpolation="nearest")]
-    assert len(latent_items(both, "", None)) == 2, "in memory there is room for both"
+    assert len(latent_items(both, "", None, LATENTS)) == 2, "in memory there is room for both"
 
 
 def test_a_file_that_breaks_during_training_is_named(image: PlacedImage) -> None:
@@ -268,7 +269,7 @@ def test_nothing_is_opened_when_the_index_knows_it(tmp_path: Path, monkeypatch: 
     os.utime(tmp_path / "7_0080x0070_sdxl.npz", ns=(0, 0))
     assert Disk(images).fill() == 0
     assert opened == ["7_0080x0070_sdxl.npz"]
-    (tmp_path / ".sdxl_cache_index.json").unlink()
+    (tmp_path / INDEX_NAME).unlink()
     assert Disk(images).fill() == 0
     assert len(opened) == 21
 

@@ -56,7 +56,16 @@ OPTIONS = {
     "ip_noise_gamma_random_strength": False,
     "loss_type": "l2",
 }
-FACTS = RunFacts(num_train_images=20, num_reg_images=0, num_batches_per_epoch=10, num_epochs=160, optimizer="AdamW()")
+FACTS = RunFacts(
+    num_train_images=20,
+    num_reg_images=0,
+    num_batches_per_epoch=10,
+    num_epochs=160,
+    base_model_version="sdxl_base_v1-0",
+    optimizer="AdamW()",
+)
+BASE = ("stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models")
+"""kohya's architecture and implementation of SDXL."""
 DATASET = {"ss_datasets": [{"resolution": [64, 64]}], "ss_tag_frequency": {"10_x": {"a b": 2}}, "ss_flip_aug": True}
 NOON = datetime(2026, 2, 16, 12, 0, 0, 250_000, tzinfo=UTC)
 
@@ -159,7 +168,7 @@ def test_base_files(tmp_path: Path) -> None:
 def test_model_spec() -> None:
     options = {"output_name": "cat", "metadata_author": "me", "min_timestep": 100, "resolution": "768,1024"}
     local = NOON.astimezone(timezone(timedelta(hours=9)))
-    assert list(build_model_spec(options, local, "trainer/1").items()) == [
+    assert list(build_model_spec(options, local, "trainer/1", *BASE).items()) == [
         ("modelspec.architecture", "stable-diffusion-xl-v1-base/lora"),
         ("modelspec.implementation", "https://github.com/Stability-AI/generative-models"),
         ("modelspec.title", "cat"),
@@ -177,16 +186,16 @@ def test_model_spec_defaults_and_extras(tmp_path: Path) -> None:
     picture = tmp_path / "thumb.png"
     picture.write_bytes(b"png")
     options = {"v_parameterization": True, "metadata_trigger_phrase": "sks", "metadata_thumbnail": str(picture)}
-    spec = build_model_spec(options, None, "v")
+    spec = build_model_spec(options, None, "v", *BASE)
     assert spec["modelspec.title"] == "LoRA"
     assert spec["modelspec.resolution"] == "1024x1024"
     assert spec["modelspec.prediction_type"] == "v"
     assert spec["modelspec.trigger_phrase"] == "sks"
     assert spec["modelspec.thumbnail"] == f"data:image/png;base64,{base64.b64encode(b'png').decode()}"
     assert "modelspec.date" not in spec
-    assert build_model_spec({"resolution": 512}, None, "v")["modelspec.resolution"] == "512x512"
+    assert build_model_spec({"resolution": 512}, None, "v", *BASE)["modelspec.resolution"] == "512x512"
     with pytest.raises(ValueError, match="--metadata_thumbnail nowhere: cannot be read"):
-        build_model_spec({"metadata_thumbnail": "nowhere"}, None, "v")
+        build_model_spec({"metadata_thumbnail": "nowhere"}, None, "v", *BASE)
 
 
 def test_hashes_of_a_network_of_the_original(golden: Path) -> None:

@@ -11,8 +11,10 @@ from PIL import Image
 from library.data.dataset import TrainDataset
 from library.data.run_rng import RunRng
 from library.data.text.tokenizer import sdxl_tokenizers
+from library.runs.loop import Position
 from library.runs.shape_log import ShapeLog, batch_shapes
 from library.settings.config_util import DatasetConfig, SubsetConfig
+from library.training.step import StepResult
 
 
 def make_dataset(folder: Path, batch_size: int) -> TrainDataset:
@@ -45,8 +47,8 @@ def test_the_announced_shapes_are_those_of_an_epoch(
             assert batch.images_BCHW is not None
             count, _, height, width = batch.images_BCHW.shape
             came.add((count, height, width))
-            with log.step(batch):
-                pass
+            log.before_batch(Position(), batch)
+            log.after_batch(Position(), batch, StepResult(0.0, True))
     assert came == batch_shapes(dataset)
     first_steps = [message for message in caplog.messages if "first step" in message and " of batches" not in message]
     assert len(first_steps) == len(came)

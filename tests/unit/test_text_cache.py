@@ -7,19 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from library.data.batch import EncodedText
+from library.data.batch import TextArrays
 from library.data.bucketed import PlacedImage
 from library.data.cache.cache_fill import Filling, fill
 from library.data.cache.cache_store import DiskStore, Indexes
 from library.data.cache.text_cache import TextCache, TextEncoders, text_items
 from tests.unit.caching_help import draw_image, placed
 
-ENCODERS = TextEncoders("encoders", (6, 10), "float32", 75)
+
+def arrays_of(tokens: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """kohya's keys of SDXL's text outputs, and the shapes here."""
+    return ("hidden_state1", (tokens + 2, 6)), ("hidden_state2", (tokens + 2, 10)), ("pool2", (10,))
 
 
-def encoded(caption: str, tokens: int = 75) -> EncodedText:
+ENCODERS = TextEncoders("encoders", arrays_of(75), "float32", 75, ending="_te_outputs.npz")
+
+
+def encoded(caption: str, tokens: int = 75) -> TextArrays:
     values = np.random.default_rng(list(caption.encode())).standard_normal((tokens + 2, 16)).astype(np.float32)
-    return EncodedText(values[:, :6], values[:, 6:], values[0, 6:])
+    return {"hidden_state1": values[:, :6], "hidden_state2": values[:, 6:], "pool2": values[0, 6:]}
 
 
 class Cache:
@@ -58,21 +64,20 @@ def why_made_again(cache: Cache, caplog: pytest.LogCaptureFixture) -> str:
 def test_kohya_reads_what_is_written(image: PlacedImage) -> None:
     assert Cache([image]).fill() == 1
     with np.load(image.path.with_name("a_te_outputs.npz")) as file:
-        keys = ("hidden_state1", "hidden_state2", "pool2")
-        for key, expected in zip(keys, vars(encoded(image.caption)).values(), strict=True):
+        for key, expected in encoded(image.caption).items():
             np.testing.assert_array_equal(file[key], expected)
     again = Cache([image])
     assert again.fill() == 0
-    np.testing.assert_array_equal(again.texts.outputs(image, image.caption).pooled, encoded(image.caption).pooled)
+    np.testing.assert_array_equal(again.texts.outputs(image, image.caption)["pool2"], encoded(image.caption)["pool2"])
 
 
 def test_kohyas_files_are_read_when_they_are_trusted_and_only_then(image: PlacedImage, caplog) -> None:
     text = encoded("something")
     file = image.path.with_name("a_te_outputs.npz")
-    np.savez(file, hidden_state1=text.hidden1.astype(np.float16), hidden_state2=text.hidden2, pool2=text.pooled)
+    np.savez(file, **{**text, "hidden_state1": text["hidden_state1"].astype(np.float16)})
     trusting = Cache([image], trusting=True)
     assert trusting.fill() == 0
-    np.testing.assert_array_equal(trusting.texts.outputs(image, image.caption).hidden2, text.hidden2)
+    np.testing.assert_array_equal(trusting.texts.outputs(image, image.caption)["hidden_state2"], text["hidden_state2"])
     assert "no fingerprint" in why_made_again(Cache([image]), caplog)
 
 
@@ -86,7 +91,7 @@ def test_another_caption_encoder_precision_or_length_is_encoded_again(image: Pla
     )
     weighted = replace(ENCODERS, digest="other", dtype="float16", weighted=True)
     assert "different: weighted captions" in why_made_again(Cache([other], weighted), caplog)
-    assert "[77, 6]" in why_made_again(Cache([other], replace(ENCODERS, tokens=150)), caplog)
+    assert "[77, 6]" in why_made_again(Cache([other], replace(ENCODERS, tokens=150, arrays=arrays_of(150))), caplog)
 
 
 def test_the_caption_is_the_one_that_is_trained(image: PlacedImage) -> None:
