@@ -6,6 +6,7 @@ The function is source text of one call a line, without a branch, a loop or a lo
 
 import itertools
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -39,9 +40,14 @@ class GraphFunction:
         results = list(dict.fromkeys(y for y in outputs if id(y) in made))
         # An output that is an input, or a constant, does not pass through the graph.
         self._sources = [_Source(place, results, y) for y in outputs]
+        self.source = ""
+        """The text that is compiled, empty where no operation is needed (docs/compiler.md reads one)."""
         self._function: Callable[..., Any] | None = None
         if results:
-            function = _write(nodes, [inputs[i] for i in self.used], results)
+            title = f"graph_{next(_NUMBERS)}"  # MindSpore warns where functions of one name are compiled
+            lines, bound = _write(title, nodes, [inputs[i] for i in self.used], results)
+            self.source = "".join(line + "\n" for line in lines)
+            function = _define(title, self.source, bound)
             self._function = _Graph(function) if compiled else function
 
     def __call__(self, arguments: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
@@ -110,8 +116,10 @@ def needed_nodes(trace: Trace, outputs: Sequence[Value]) -> list[Node]:
     return nodes[::-1]
 
 
-def _write(nodes: Sequence[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> Callable[..., Any]:
-    """A Python function (*inputs) -> tuple of outputs."""
+def _write(
+    title: str, nodes: Sequence[Node], inputs: Sequence[Value], outputs: Sequence[Value]
+) -> tuple[list[str], dict[str, Any]]:
+    """The lines of a Python function (*inputs) -> tuple of outputs, and what the names in it stand for."""
     names = {id(x): f"x{i}" for i, x in enumerate(inputs)}
     bound: dict[int, tuple[str, Any]] = {}
 
@@ -121,7 +129,6 @@ def _write(nodes: Sequence[Node], inputs: Sequence[Value], outputs: Sequence[Val
     def name(x: Value) -> str:
         return bind("constant_", x.tensor) if isinstance(x, Constant) else names[id(x)]
 
-    title = f"graph_{next(_NUMBERS)}"  # MindSpore warns where functions of one name are compiled
     lines = [f"def {title}({', '.join(names.values())}):"]
     for node in nodes:
         for y in node.outputs:
@@ -135,15 +142,15 @@ def _write(nodes: Sequence[Node], inputs: Sequence[Value], outputs: Sequence[Val
         function = bind(getattr(node.function, "name", "function") + "_", node.function)
         lines.append(f"    {targets} = {function}({', '.join(arguments)})")
     lines.append(f"    return ({', '.join(names[id(y)] for y in outputs)},)")
-    return _define(title, lines, dict(bound.values()))
+    return lines, dict(bound.values())
 
 
-def _define(title: str, lines: list[str], bound: dict[str, Any]) -> Callable[..., Any]:
+def _define(title: str, source: str, bound: dict[str, Any]) -> Callable[..., Any]:
     """Run the text of a function that uses some names of ours."""
-    source = [line + "\n" for line in lines]
-    maker = f"def make({', '.join(bound)}):\n" + "".join("    " + line for line in source) + f"    return {title}\n"
+    maker = f"def make({', '.join(bound)}):\n{textwrap.indent(source, '    ')}    return {title}\n"
     scope: dict[str, Any] = {"__name__": __name__}
     exec(compile(maker, os.devnull, "exec"), scope)  # our own text; a file that exists, or MindSpore complains
     graph = scope["make"](**bound)
-    graph.source = (source, 0)  # where MindSpore looks for the text of a function that is in no file
+    # Where MindSpore looks for the text of a function that is in no file.
+    graph.source = (source.splitlines(keepends=True), 0)
     return graph

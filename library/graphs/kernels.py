@@ -20,6 +20,9 @@ _INV_SQRT2 = 1.0 / math.sqrt(2.0)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 MIN_QUERIES = 128
 """Attention is not cut into parts of fewer queries."""
+TURN_FROM = 2
+"""Pixels for each channel of a convolution's result from which turning weights costs less than adding up columns: at
+the largest images, and in every adapter, whose first convolution has few channels."""
 MAX_COLUMNS = 1 << 24
 """Values in a convolution's columns that are formed at once."""
 MAX_KEPT_COLUMNS = 1 << 21
@@ -50,13 +53,30 @@ def conv2d(x_BCHW: Value, weight: Value, bias: Value | None, stride: int, paddin
 
 
 def _conv2d_with_own_gradient(x_BCHW: Value, weight: Value, stride: int, padding: int) -> Value:
-    """A convolution whose input's gradient is made of columns."""
+    """A convolution; where there are many pixels the gradient of its input is one too, else it is made of columns."""
 
     def gradient(d: Value, y: Value) -> tuple[Value, Value]:
-        d_x = _folded(d, weight, x_BCHW.shape, stride, padding)
+        out_channels, _, kernel, _ = weight.shape
+        if stride == 1 and math.prod(d.shape[2:]) >= TURN_FROM * out_channels:
+            d_x = op.conv2d(d, _turned(weight), 1, kernel - 1 - padding)
+        else:
+            d_x = _folded(d, weight, x_BCHW.shape, stride, padding)
         return d_x, op.conv2d_weight_gradient(d, x_BCHW, weight.shape, stride, padding)
 
     return with_gradient(lambda x, w: op.conv2d(x, w, stride, padding), gradient, x_BCHW, weight)
+
+
+def _turned(weight: Value) -> Value:
+    """[out, in, k, k] to [in, out, k, k], each k x k turned by 180 degrees: what leads a gradient back."""
+    out_channels, channels, kernel, _ = weight.shape
+    squares = op.gather_rows(weight.reshape(-1, kernel**2), _places_exchanged(1, out_channels, channels))
+    return op.matmul(squares, _reversal(kernel**2)).reshape(channels, out_channels, kernel, kernel)
+
+
+@functools.cache
+def _reversal(count: int) -> Constant:
+    """The matrix that turns the order of columns round."""
+    return Constant(np.ascontiguousarray(np.eye(count, dtype=np.float32)[::-1]))
 
 
 def _folded(d: Value, weight: Value, shape: Shape, stride: int, padding: int) -> Value:
@@ -175,6 +195,25 @@ def _columns(column_R1: Value, width: int) -> Value:
 def _outer(column_R1: Value, row_D: Value) -> Value:
     """Outer product [R, D]."""
     return op.matmul(column_R1, row_D.reshape(1, -1)) if column_R1.profile.explicit_broadcast else column_R1 * row_D
+
+
+def row_moments(rows: Value) -> Value:
+    """Mean, and mean squared distance from it, of each row: [R, K] to [R, 2] in float32; without a gradient."""
+    rows = rows.astype(mstype.float32)
+    mean = op.mean(rows, -1, keepdims=True)
+    centred = rows - _columns(mean, rows.shape[1])
+    return op.concat((mean, op.mean(op.square(centred), -1, keepdims=True)), 1)
+
+
+def scale_channels(x_BCHW: Value, scale: Value, shift: Value) -> Value:
+    """Each channel of each image times a number of its own plus another [B C], in float32; without a gradient."""
+    batch, channels, height, width = x_BCHW.shape
+    x = x_BCHW.astype(mstype.float32).reshape(1, batch * channels, height, width)
+    if x.profile.explicit_broadcast:
+        y = op.scale_channels(x, scale, shift)
+    else:
+        y = op.bias_add(x * scale.reshape(1, -1, 1, 1), shift)
+    return y.reshape(x_BCHW.shape).astype(x_BCHW.dtype)
 
 
 # --- activations ------------------------------------------------------------------------------------------------------

@@ -112,13 +112,13 @@ class Example:
         rng = np.random.default_rng(4)
         return [_drawn(rng, stack.whole_shape, 0.3, ms.float32) for stack in program._stacks]
 
-    def results(self, device: Device) -> list[np.ndarray]:
+    def results(self, device: Device, keep: bool = True) -> list[np.ndarray]:
         """The output, and the gradients of the inputs, the adapters and the weights along a fixed direction."""
         program = Program(self.kind(device.dtype), device)
         inputs, weights = self.tensors(device.dtype)
         others = [*self.adapter_stacks(program), Tensor(7, ms.int32), *weights]
         wanted = () if self.is_embedding else tuple(range(len(inputs)))
-        out, saved = program.forward_and_save(inputs, others, wanted, keep=True)
+        out, saved = program.forward_and_save(inputs, others, wanted, keep)
         d_out = _drawn(np.random.default_rng(6), out.shape, 1.0, out.dtype)
         return [_array(x) for x in (out, *program.gradients(saved, others, d_out))]
 

@@ -4,7 +4,7 @@ Some of MindSpore's CPU kernels keep tables or a working memory of their own for
 bucket shape brings some hundred new kernels, so a run with many shapes would fill the memory with them.
 """
 
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from library.graphs import graph_code, kernels
+from library.device.profile import CPU, Device
+from library.graphs import kernels
 from library.graphs.graph_code import GraphFunction, release
+from library.graphs.program import Program
+from library.graphs.random import key_tensor
 from library.graphs.values import Trace, Value
-from library.settings.arguments import read_train_args
-from tests.parity.test_modes import ARGV, made_up_run
-from tests.parity.traced import Function
-from tools.replay_steps import prediction, set_up
+from tests.parity.block_kinds import EXAMPLES
+from tests.parity.traced import PROFILES, Function
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -28,7 +29,7 @@ ALLOWED = 5e6
 
 
 def attention(q: Value, k: Value, v: Value) -> Value:
-    return kernels.attention(q, k, v, 1)
+    return kernels.attention(q, k, v, 1, 64)
 
 
 def convolution(x: Value, weight: Value) -> Value:
@@ -56,7 +57,7 @@ def test_a_gradients_graph_keeps_no_memory(name: str) -> None:
 
 
 def gradient_graph(function: Function, shapes: list[tuple[int, ...]], wanted: int) -> GraphFunction:
-    trace = Trace()
+    trace = Trace(CPU)
     inputs = [trace.input(shape, ms.float32) for shape in shapes]
     out = function(*inputs)
     d_out = trace.input(out.shape, ms.float32)
@@ -64,7 +65,7 @@ def gradient_graph(function: Function, shapes: list[tuple[int, ...]], wanted: in
 
 
 def result_shape(function: Function, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    trace = Trace()
+    trace = Trace(CPU)
     return function(*[trace.input(shape, ms.float32) for shape in shapes]).shape
 
 
@@ -74,26 +75,20 @@ def memory_in_use() -> int:
     return 1024 * int(next(line for line in lines if line.startswith("Anonymous:")).split()[1])
 
 
-@pytest.mark.slow
-def test_kept_products_are_given_back_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    recording = made_up_run(ARGV, steps=1)
-    replay = set_up(recording, read_train_args(recording.argv, require_paths=False), False)
-    predict_with, inputs = prediction(replay, 0)
-    released: list[Tensor] = []
-
-    def recorded(tensors: Iterable[Tensor]) -> None:
-        given = list(tensors)
-        released.extend(given)
-        release(given)
-
-    monkeypatch.setattr(block_vjp, "release", recorded)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_kept_products_are_given_back_and_nothing_else_is(profile: str) -> None:
+    """Where tensors lie in the host's memory; the same call gives the same gradients afterwards."""
+    example, device = EXAMPLES["transformer_block"], Device(PROFILES[profile])
+    program = Program(replace(example.kind(ms.float32), adapters=(), trained=()), device)
+    inputs, weights = example.tensors(ms.float32)
+    others = [key_tensor(0), *weights]
     results = []
-    for at_once in (True, False):
-        monkeypatch.setattr(graph_code, "RELEASE_AT_ONCE", at_once)
-        target, weights = Tensor(inputs.target_BCHW), Tensor(inputs.weights_B1HW)
-        results.append([x.asnumpy() for x in replay.step.loss_and_grad(predict_with, target, weights)])
-        sizes = {tensor.untyped_storage().size() for tensor in released}
-        assert released and (sizes == {0}) == at_once
-        released.clear()
+    for _ in range(2):
+        out, saved = program.forward_and_save(inputs, others, (0, 1), keep=True)
+        results.append([x.asnumpy().copy() for x in program.gradients(saved, others, out)])
+        release(saved.own, device.profile)
+        assert saved.own
+        assert {tensor.untyped_storage().size() == 0 for tensor in saved.own} == {device.profile.is_host}
+        assert all(tensor.untyped_storage().size() for tensor in (out, *inputs, *others))
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)

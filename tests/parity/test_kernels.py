@@ -139,13 +139,17 @@ def test_attention_by_chunks_is_attention_at_once(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("batch", "stride", "padding"), [(1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 1, 0)])
+@pytest.mark.parametrize("turn_from", [0, 100])
 def test_own_convolution_gradients_are_mindspores(
-    batch: int, stride: int, padding: int, monkeypatch: pytest.MonkeyPatch
+    batch: int, stride: int, padding: int, turn_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of both ways: by a convolution with turned weights (from so few pixels on), and by columns."""
+
     def layer(x: Value, weight: Value) -> Value:
         return kernels.conv2d(x, weight, None, stride, padding)
 
     inputs = random(batch, 6, 8, 4), random(5, 6, 3, 3)[:, ::-1].copy()
+    monkeypatch.setattr(kernels, "TURN_FROM", turn_from)
     monkeypatch.setattr(kernels, "MAX_KEPT_COLUMNS", 0)
     monkeypatch.setattr(kernels, "MAX_COLUMNS", 6 * 9 * 8 * 4 // stride**2 // 2)  # two or three channels at a time
     profiles = [replace(CPU, own_conv_gradient=own) for own in (True, False)]
