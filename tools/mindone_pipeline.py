@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from tools.mindone_on_cpu import diffusers_class, transformers_class
 HEAD_WIDTH = 64
 TRANSFORMER_DEPTH = (1, 2, 10)  # SDXL's; the first resolution has none
 VAE_SCALE = 0.13025
+_LEAVES = MappingProxyType({"embedding_table": "weight", "gamma": "weight", "beta": "bias"})
 
 Weights = Mapping[str, np.ndarray]
 
@@ -92,7 +94,7 @@ def filled(model: Any, weights: Weights, optional: str = "position_ids") -> Any:
     Raises:
         ValueError: names or shapes differ.
     """
-    parameters = dict(model.parameters_and_names())
+    parameters = {_as_in_files(name): parameter for name, parameter in model.parameters_and_names()}
     differ = {name for name in parameters.keys() ^ weights.keys() if not name.endswith(optional)}
     differ |= {name for name in parameters.keys() & weights.keys() if parameters[name].size != weights[name].size}
     if differ:
@@ -101,6 +103,12 @@ def filled(model: Any, weights: Weights, optional: str = "position_ids") -> Any:
         parameters[name].set_data(Tensor.from_numpy(np.array(array, np.float32).reshape(parameters[name].shape)))
     model.set_train(False)
     return model
+
+
+def _as_in_files(name: str) -> str:
+    """A parameter's name with the last word that weight files have, for layers of MindSpore's ``nn``."""
+    layer, _, leaf = name.rpartition(".")
+    return f"{layer}.{_LEAVES.get(leaf, leaf)}"
 
 
 def _unet_of(weights: Weights, te1_width: int, te2_width: int) -> Any:
