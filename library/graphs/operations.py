@@ -37,6 +37,7 @@ _BATCH_NN, _BATCH_NT, _BATCH_TN = (
     ops.BatchMatMul(transpose_b=True),
     ops.BatchMatMul(transpose_a=True),
 )
+_INVERSE = ops.MatrixInverse()
 
 
 def matmul(a: Any, b: Any) -> Any:
@@ -87,6 +88,16 @@ def batch_matmul_tn(a: Any, b: Any) -> Any:
         (a, b),
         shape=(*a.shape[:-2], a.shape[-1], b.shape[-1]),
         gradient=lambda d, y: (batch_matmul_nt(b, d), batch_matmul(a, d)),
+    )
+
+
+def matrix_inverse(x: Any) -> Any:
+    """The inverse of each matrix [..., N, N] of three axes or more, in float32."""
+    return apply(
+        _INVERSE,
+        (x,),
+        shape=x.shape,
+        gradient=lambda d, y: (-batch_matmul_nt(batch_matmul_tn(y, d), y),),
     )
 
 

@@ -22,6 +22,7 @@ TOLERANCE = 3e-6
 
 IDS = np.array([[2, 0], [2, 3]], np.int32)
 A, B, ROW, COLUMN, SCALAR = (4, 6), (4, 6), (6,), (4, 1), ()
+DIAGONAL = np.float32(4 * np.eye(3))
 IMAGE, KERNEL = (2, 3, 6, 4), (5, 3, 3, 3)
 
 
@@ -86,6 +87,9 @@ CASES: dict[str, Case] = {
     "batch_matmul": Case(op.batch_matmul, lambda a, b: a @ b, ((2, 2, 3, 4), (2, 2, 4, 5))),
     "batch_matmul_nt": Case(op.batch_matmul_nt, lambda a, b: a @ swapped(b), ((2, 2, 3, 4), (2, 2, 5, 4))),
     "batch_matmul_tn": Case(op.batch_matmul_tn, lambda a, b: swapped(a) @ b, ((2, 2, 4, 3), (2, 2, 4, 5))),
+    "matrix_inverse": Case(
+        lambda x: op.matrix_inverse(Constant(DIAGONAL) + x), lambda x: np.linalg.inv(x + DIAGONAL), ((2, 3, 3),)
+    ),
     "sigmoid": Case(op.sigmoid, lambda x: 1 / (1 + np.exp(-x)), (A,)),
     "silu": Case(op.silu, lambda x: x / (1 + np.exp(-x)), (A,)),
     "erf": Case(op.erf, error_function, (A,)),
