@@ -25,7 +25,6 @@ from library.data.scan.image_check import check_scans
 from library.data.scan.scan import Findings, epoch_problems, scan_datasets, weight_problems
 from library.data.scan.validation import hold_back
 from library.data.text.captions import CaptionMoment
-from library.data.text.token_count import word_wise
 from library.data.text.tokenizer import ClipTokenizer
 from library.settings.config_util import DatasetConfig
 from library.settings.problems import raise_if_any
@@ -147,7 +146,7 @@ class TrainDataset:
         if not self._tokenizers:
             return make_plan(self.datasets, self._notes, None)
         tokenizer = self._tokenizers[0]
-        count = tokenizer.count_weighted if self.weighted_captions else word_wise(tokenizer.count)
+        count = tokenizer.count_weighted if self.weighted_captions else tokenizer.count
         return make_plan(self.datasets, self._notes, count)
 
     def epoch_order(self, epoch: int) -> list[BatchRef]:

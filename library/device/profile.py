@@ -23,6 +23,10 @@ class DeviceProfile:
     """Has fused attention; it needs half precision."""
     max_scores: int
     """Attention scores that are computed at once. A CPU takes so few that its caches hold them."""
+    max_activation: int
+    """Values of an image's activations that the VAE works on at once; larger ones are cut into strips of rows. A CPU
+    takes so few that its caches hold them. An NPU wants few large launches: 1024 px of SDXL are whole there, 1 GB in
+    float32."""
     explicit_broadcast: bool
     """Repeat columns by a product with ones: MindSpore's CPU kernels broadcast through an index table of 16 bytes per
     value, which they keep for good, and take three times as long."""
@@ -42,6 +46,7 @@ CPU = DeviceProfile(
     half_precision=False,
     fused_attention=False,
     max_scores=1 << 22,
+    max_activation=1 << 21,
     explicit_broadcast=True,
     gather_heads=True,
     own_conv_gradient=True,
@@ -53,6 +58,7 @@ ASCEND = DeviceProfile(
     half_precision=True,
     fused_attention=True,
     max_scores=1 << 24,
+    max_activation=1 << 28,
     explicit_broadcast=False,
     gather_heads=False,
     own_conv_gradient=False,

@@ -197,6 +197,25 @@ def _outer(column_R1: Value, row_D: Value) -> Value:
     return op.matmul(column_R1, row_D.reshape(1, -1)) if column_R1.profile.explicit_broadcast else column_R1 * row_D
 
 
+def row_moments(rows: Value) -> Value:
+    """Mean, and mean squared distance from it, of each row: [R, K] to [R, 2] in float32; without a gradient."""
+    rows = rows.astype(mstype.float32)
+    mean = op.mean(rows, -1, keepdims=True)
+    centred = rows - _columns(mean, rows.shape[1])
+    return op.concat((mean, op.mean(op.square(centred), -1, keepdims=True)), 1)
+
+
+def scale_channels(x_BCHW: Value, scale: Value, shift: Value) -> Value:
+    """Each channel of each image times a number of its own plus another [B C], in float32; without a gradient."""
+    batch, channels, height, width = x_BCHW.shape
+    x = x_BCHW.astype(mstype.float32).reshape(1, batch * channels, height, width)
+    if x.profile.explicit_broadcast:
+        y = op.scale_channels(x, scale, shift)
+    else:
+        y = op.bias_add(x * scale.reshape(1, -1, 1, 1), shift)
+    return y.reshape(x_BCHW.shape).astype(x_BCHW.dtype)
+
+
 # --- activations ------------------------------------------------------------------------------------------------------
 def gelu(x: Value) -> Value:
     """GELU by the error function (not the tanh approximation)."""

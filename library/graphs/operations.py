@@ -138,6 +138,20 @@ def conv2d_input_gradient(d: Any, weight: Any, shape: Shape, stride: int, paddin
     )
 
 
+@functools.cache
+def _conv_with_pads(channels: int, kernel: int, stride: int, pads: tuple[int, int, int, int]) -> Callable[..., Any]:
+    return ops.Conv2D(channels, kernel, pad_mode="pad", pad=pads, stride=stride)
+
+
+def conv2d_with_pads(x_BCHW: Any, weight: Any, stride: int, pads: tuple[int, int, int, int]) -> Any:
+    """``conv2d`` with its own number of zero rows above and below, columns at the left and right; no gradient."""
+    batch, _, height, width = x_BCHW.shape
+    kernel = weight.shape[2]
+    sides = conv_sides(height + pads[0] + pads[1], width + pads[2] + pads[3], kernel, stride, 0)
+    convolution = _conv_with_pads(weight.shape[0], kernel, stride, pads)
+    return apply(convolution, (x_BCHW, weight), shape=(batch, weight.shape[0], *sides))
+
+
 def conv2d_weight_gradient(d: Any, x_BCHW: Any, shape: Shape, stride: int, padding: int) -> Any:
     """Gradient of a convolution's weight, which has this shape, from that of its result."""
     return apply(
@@ -331,6 +345,19 @@ def segment_sum(rows: Any, ids: Any, count: int) -> Any:
         shape=(count, rows.shape[1]),
         gradient=lambda d, y: (gather_rows(d, ids), None),
     )
+
+
+_BATCH_NORM = ops.BatchNorm(is_training=False, epsilon=1e-12)
+
+
+def scale_channels(x_BCHW: Any, scale: Any, shift: Any) -> Any:
+    """Each channel times a number of its own plus another, float32, in one go; without a gradient.
+
+    It is a batch normalisation of mean 0 and variance 1; epsilon is too small to change that 1 in float32.
+    """
+    zeros, ones = (full(scale.shape, number, scale.dtype) for number in (0.0, 1.0))
+    shapes = (x_BCHW.shape, *(scale.shape,) * 4)
+    return apply_many(_BATCH_NORM, (x_BCHW, scale, shift, zeros, ones), shapes)[0]
 
 
 # --- places -----------------------------------------------------------------------------------------------------------

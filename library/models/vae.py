@@ -1,66 +1,50 @@
-"""The autoencoder between pictures and latents: mindone's AutoencoderKL, built from a checkpoint's own shapes.
+"""The autoencoder between pictures and latents, built from a checkpoint's own shapes.
 
-Shapes: B batch, C channels, H W height and width (pixels for images, 1/8 of that for latents of SDXL).
+Latents come and go as the VAE has them: a model family's scale factor is none of its business. Shapes: B batch, C
+channels, H W height and width (pixels for images, 1/8 of that for latents of Stable Diffusion).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
+import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, ops
-from mindspore.nn.utils import no_init_parameters
 
 from library.data.batch import Posterior
-from library.device.mindone_import import diffusers_class
+from library.device.cores import settled
+from library.device.profile import Device
 from library.files.hashes import values_digest
-from library.models.vae_keys import VaeSpec, diffusers_vae_key, infer_vae_spec, original_vae_keys
-from library.models.vae_strips import use_strips
-
-VAE_SCALE = 0.13025  # SDXL: latents / standard deviation of the training latents, sd_xl_base.yaml scale_factor
+from library.graphs.program import Forward, bind
+from library.models.strips import GroupNorm
+from library.models.vae_forward import VaeForward
+from library.models.vae_keys import Shape, VaeSpec, infer_vae_spec, original_vae_keys
+from library.models.vae_layout import GROUPS, NORM_EPS, PART, vae_layout, vae_shapes
+from library.models.weights import to_tensors
 
 _LOGVAR_RANGE = (-30.0, 20.0)
 """The log variance is clamped to this, as in the original's DiagonalGaussianDistribution."""
 
-_SCORES_AT_ONCE = 2**24
-"""Attention scores held at a time (64 MB); a 1024 px picture has 2**28 of them."""
-
-
-class QueryChunkedAttention:
-    """mindone attention processor for the VAE's single-head attention that works through the queries in chunks.
-
-    Same result as mindone's own processor; the memory for scores stays constant where that one takes N x N.
-    """
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None) -> Tensor:
-        """Attention among the pixels of hidden_states [B, C, H, W]; the other arguments are unused by a VAE."""
-        batch, channels, height, width = hidden_states.shape
-        tokens = height * width
-        x_BTC = attn.group_norm(hidden_states.reshape(batch, channels, tokens)).swapaxes(1, 2)
-        query = attn.to_q(x_BTC) * channels**-0.5
-        key_BCT = attn.to_k(x_BTC).swapaxes(1, 2)
-        value = attn.to_v(x_BTC)
-        rows = max(1, _SCORES_AT_ONCE // (batch * tokens))
-        chunks = [
-            ops.bmm(ops.softmax(ops.bmm(query[:, first : first + rows], key_BCT), -1), value)
-            for first in range(0, tokens, rows)
-        ]
-        y_BTC = chunks[0] if len(chunks) == 1 else ops.cat(chunks, 1)
-        y_BTC = attn.to_out[0](y_BTC)
-        return y_BTC.swapaxes(1, 2).reshape(batch, channels, height, width) + hidden_states
-
 
 class Vae:
-    """Encoder and decoder with their weights; NumPy in and out, float32 throughout."""
+    """Encoder and decoder with their weights; NumPy in and out."""
 
-    def __init__(self, model, spec: VaeSpec) -> None:
-        """Wrap a loaded mindone AutoencoderKL; use ``load_vae`` to make one."""
-        self._model = model
+    def __init__(self, spec: VaeSpec, forward: VaeForward, device: Device) -> None:
+        """Use ``load_vae`` to make one."""
         self.spec = spec
+        self._forward, self._device = forward, device
 
-    def encode_moments(self, images_BCHW: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and log variance [B, C, H / 8, W / 8] of the latents of images in [-1, 1]; not scaled by VAE_SCALE."""
-        moments = self._model.encode(_tensor(images_BCHW))[0].asnumpy()
-        mean, logvar = np.split(moments, 2, axis=1)
+    def encode_moments(self, images_BCHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and log variance [B, C, H / 8, W / 8] of the latents of images in [-1, 1]; float32, not scaled.
+
+        Raises:
+            ValueError: height or width is not a multiple of 8 pixels (of the VAE's ``downscale``).
+        """
+        height, width = images_BCHW.shape[2:]
+        if height % self.spec.downscale or width % self.spec.downscale:
+            raise ValueError(
+                f"images for the VAE are {width} x {height} pixels: give multiples of {self.spec.downscale}"
+            )
+        with settled(self._device.profile):
+            mean, logvar = np.split(self._forward.encode(images_BCHW), 2, axis=1)
         return mean, np.clip(logvar, *_LOGVAR_RANGE)
 
     def encode(self, images_BCHW: np.ndarray, at_once: int) -> Posterior:
@@ -71,35 +55,42 @@ class Vae:
         mean, logvar = (np.concatenate(parts) for parts in zip(*moments, strict=True))
         return Posterior(mean, np.exp(0.5 * logvar).astype(np.float16))
 
-    def decode(self, latents_BCHW: np.ndarray | Tensor) -> np.ndarray:
-        """Images [B, C, 8 H, 8 W], about [-1, 1] and not clipped, of latents that are not scaled.
+    def decode(self, latents_BCHW: np.ndarray) -> np.ndarray:
+        """Images [B, C, 8 H, 8 W], float32, about [-1, 1] and not clipped, of latents that are not scaled.
 
         One picture at a time, which bounds the memory.
         """
-        latents = _tensor(latents_BCHW)
-        return np.concatenate([self._model.decode(latents[i : i + 1])[0].asnumpy() for i in range(latents.shape[0])])
+        with settled(self._device.profile):
+            images = [self._forward.decode(latents_BCHW[i : i + 1]) for i in range(len(latents_BCHW))]
+        return np.concatenate(images)
 
 
-def load_vae(weights: Mapping[str, np.ndarray], device: object = None) -> Vae:
+def load_vae(weights: Mapping[str, np.ndarray], device: Device, dtype: ms.Type = ms.float32) -> Vae:
     """Build the VAE that the weights describe.
 
     Args:
         weights: arrays under the original keys (``encoder.down.0.block.0.conv1.weight``), under the same with the
             prefix ``first_stage_model.`` in a whole checkpoint, or under diffusers' keys. Each array is asked for once
             and in turn, a few first layers twice. A float32 array becomes the model's memory, not a copy of it.
+        device: where it computes.
+        dtype: type of the convolutions' weights and of the activations; statistics of norms are float32 in any case.
 
     Raises:
         ValueError: not a VAE, or keys that are missing, left over or of a wrong shape, all of them in one message.
     """
     named = _Renamed(weights)
     spec = infer_vae_spec(named)
-    with no_init_parameters():
-        model = diffusers_class("AutoencoderKL")(**_mindone_config(spec))
-    model.set_train(False)
-    model.set_attn_processor(QueryChunkedAttention())
-    _fill(dict(model.parameters_and_names()), named, len(spec.widths))
-    use_strips(model)
-    return Vae(model, spec)
+    arrays = _checked(named, vae_shapes(spec))
+    norms = {
+        name: GroupNorm(arrays.pop(name + ".weight"), arrays.pop(name + ".bias"), GROUPS, NORM_EPS)
+        for name in _norm_names(arrays)
+    }
+    tensors = {PART: to_tensors(arrays, dtype)}
+    layout = vae_layout(spec)
+    run = Forward({block: bind(block, tensors, device) for block in layout.blocks()})
+    profile = device.profile
+    forward = VaeForward(layout, run, norms, dtype, profile.max_activation, profile.max_scores)
+    return Vae(spec, forward, device)
 
 
 def vae_digest(weights: Mapping[str, np.ndarray]) -> str:
@@ -124,38 +115,25 @@ class _Renamed(Mapping[str, np.ndarray]):
         return len(self._keys)
 
 
-def _mindone_config(spec: VaeSpec) -> dict[str, Any]:
-    stages = len(spec.widths)
-    return {
-        "in_channels": spec.image_channels,
-        "out_channels": spec.image_channels,
-        "latent_channels": spec.latent_channels,
-        "block_out_channels": spec.widths,
-        "layers_per_block": spec.res_blocks,
-        "down_block_types": ("DownEncoderBlock2D",) * stages,
-        "up_block_types": ("UpDecoderBlock2D",) * stages,
-    }
-
-
-def _fill(parameters: dict[str, Parameter], weights: Mapping[str, np.ndarray], stages: int) -> None:
-    """Move the weights into mindone's parameters; a 1 x 1 convolution may go into a linear layer and back."""
-    originals = {key: name for name, key in original_vae_keys(parameters).items()}
+def _checked(weights: Mapping[str, np.ndarray], shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
+    """The weights in float32 and in the layout's shapes; a linear layer may stand for a 1 x 1 convolution."""
+    arrays: dict[str, np.ndarray] = {}
     unknown, misshapen = [], []
     for name in weights:
-        parameter = parameters.pop(diffusers_vae_key(name, stages), None)
-        if parameter is None:
+        if name not in shapes:
             unknown.append(name)
             continue
-        array = weights[name]
-        if _squeezed(array.shape) != _squeezed(parameter.shape):
-            misshapen.append(f"{name} is {list(array.shape)}, expected {list(parameter.shape)}")
-            continue
-        parameter.set_data(_tensor(array.reshape(parameter.shape)))
-    missing = sorted(originals[key] for key in parameters)
+        array, shape = weights[name], shapes[name]
+        if _squeezed(array.shape) != _squeezed(shape):
+            misshapen.append(f"{name} is {list(array.shape)}, expected {list(shape)}")
+        else:
+            arrays[name] = np.ascontiguousarray(array, np.float32).reshape(shape)
+    missing = sorted(name for name in shapes if name not in weights)
     problems = (("missing", missing), ("not known", unknown), ("of another shape", misshapen))
     lines = [f"{len(names)} {what}: {', '.join(names)}" for what, names in problems if names]
     if lines:
         raise ValueError("the VAE's weights do not fit its layout: " + "; ".join(lines))
+    return arrays
 
 
 def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
@@ -163,7 +141,7 @@ def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[:2]) if len(shape) == 4 and shape[2] == shape[3] == 1 else tuple(shape)
 
 
-def _tensor(array: np.ndarray | Tensor) -> Tensor:
-    if isinstance(array, Tensor):
-        return array
-    return Tensor.from_numpy(np.ascontiguousarray(array, np.float32))
+def _norm_names(names: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the group normalisations."""
+    parents = (name.removesuffix(".weight") for name in names if name.endswith(".weight"))
+    return [parent for parent in parents if parent.rpartition(".")[2].startswith("norm")]

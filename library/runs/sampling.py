@@ -1,40 +1,60 @@
-"""From noise to latents: mindone's samplers around any prediction, and pictures with their settings on disk."""
+"""From noise to latents: a sampler around any prediction, and pictures with their settings on disk. No MindSpore."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
-from mindspore import Tensor
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from library.data.run_rng import RunRng
-from library.device.mindone_import import diffusers_class
 from library.files.whole_file import write_whole_path
+from library.runs.sampler_base import Sampler
+from library.runs.sampler_ddim import Ddim, Ddpm, Pndm
+from library.runs.sampler_dpm_solver import DpmSolver2M, DpmSolverPP2M, DpmSolverPP2S
+from library.runs.sampler_sigma import Dpm2, Dpm2Ancestral, Euler, EulerAncestral, Heun, Lms
 from library.runs.samplers import find_sampler
-from library.training.noise_schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
+from library.training.noise_schedule import NoiseSchedule, make_noise_schedule
 
 Predict = Callable[[np.ndarray, float], np.ndarray]
 """(scaled latents [B, C, H, W], timestep) -> prediction with guidance applied."""
 
+MAKERS: Mapping[str, Callable[[NoiseSchedule, int, bool], Sampler]] = MappingProxyType(
+    {
+        "euler": Euler,
+        "euler_a": EulerAncestral,
+        "ddim": Ddim,
+        "ddpm": Ddpm,
+        "pndm": Pndm,
+        "lms": Lms,
+        "heun": Heun,
+        "dpm_2": Dpm2,
+        "dpm_2_a": Dpm2Ancestral,
+        "dpmsolver": DpmSolver2M,
+        "dpmpp_2m": DpmSolverPP2M,
+        "dpmpp_2m_karras": functools.partial(DpmSolverPP2M, karras=True),
+        "dpmpp_2m_sde": functools.partial(DpmSolverPP2M, sde=True),
+        "dpmpp_2s": DpmSolverPP2S,
+    }
+)
+"""Name in ``samplers.SAMPLERS`` -> (noise schedule, steps, the model predicts the velocity) -> sampler."""
 
-def make_scheduler(name: str, steps: int, v_prediction: bool = False):  # type: ignore[no-untyped-def]
-    """mindone's scheduler with its timesteps set.
+
+def make_sampler(name: str, steps: int, v_prediction: bool = False, zero_terminal_snr: bool = False) -> Sampler:
+    """A sampler at its start.
+
+    Args:
+        name: one of ``samplers.SAMPLERS``, or an alias.
+        steps: number of steps; some samplers ask the model more often.
+        v_prediction: the model answers with the velocity.
+        zero_terminal_snr: the model was trained with a schedule that ends in pure noise.
 
     Raises:
-        ValueError: there is no such sampler here, or not with so few steps.
+        ValueError: there is no such sampler, or not with so few or so many steps.
     """
-    sampler = find_sampler(name, steps)
-    scheduler = diffusers_class(sampler.scheduler)(
-        beta_start=BETA_START,
-        beta_end=BETA_END,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=TRAIN_TIMESTEPS,
-        prediction_type="v_prediction" if v_prediction else "epsilon",
-        **sampler.settings,
-    )
-    scheduler.set_timesteps(steps)
-    return scheduler
+    return MAKERS[find_sampler(name, steps)](make_noise_schedule(zero_terminal_snr), steps, v_prediction)
 
 
 def sample_latents(
@@ -45,8 +65,9 @@ def sample_latents(
     seed: int,
     v_prediction: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    zero_terminal_snr: bool = False,
 ) -> np.ndarray:
-    """Denoise.
+    """Denoise; float32 [B, C, H, W].
 
     Args:
         predict: the model with guidance.
@@ -56,27 +77,23 @@ def sample_latents(
         seed: of the noise that some samplers add on the way; a stream of its own, not that of the initial noise.
         v_prediction: the model answers with the velocity.
         progress: called with (model calls done, all) before each and after the last; some samplers make two per step.
+        zero_terminal_snr: the model was trained with a schedule that ends in pure noise.
     """
-    sampler = make_scheduler(scheduler, steps, v_prediction)
-    extra = {"generator": RunRng(seed).numpy("sampler noise")} if find_sampler(scheduler, steps).adds_noise else {}
-    latents = Tensor(noise_BCHW.astype(np.float32) * np.float32(_number(sampler.init_noise_sigma)))
-    timesteps = list(sampler.timesteps)
-    for done, timestep in enumerate(timesteps):
-        progress(done, len(timesteps))
-        scaled = sampler.scale_model_input(latents, timestep).asnumpy()
-        prediction = predict(scaled, _number(timestep))
-        latents = sampler.step(Tensor(prediction), timestep, latents, **extra)[0]
-    progress(len(timesteps), len(timesteps))
-    return latents.asnumpy()
+    sampler = make_sampler(scheduler, steps, v_prediction, zero_terminal_snr)
+    generator = RunRng(seed).numpy("sampler noise")
+    latents = noise_BCHW.astype(np.float32) * sampler.init_noise_sigma
+    calls = len(sampler.timesteps)
+    for i, timestep in enumerate(sampler.timesteps):
+        progress(i, calls)
+        noise_pred = predict(sampler.scale_model_input(latents, i), float(timestep))
+        latents = sampler.step(noise_pred.astype(np.float32), i, latents, generator)
+    progress(calls, calls)
+    return latents
 
 
 def guided(conditional: np.ndarray, unconditional: np.ndarray, scale: float) -> np.ndarray:
     """Classifier-free guidance (Ho and Salimans 2022)."""
     return unconditional + np.float32(scale) * (conditional - unconditional)
-
-
-def _number(value: object) -> float:
-    return float(value.asnumpy()) if isinstance(value, Tensor) else float(value)  # type: ignore[arg-type]
 
 
 def save_picture(image_CHW: np.ndarray, folder: Path, index: int, seed: int, settings: str) -> Path:

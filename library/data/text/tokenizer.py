@@ -1,32 +1,17 @@
-"""CLIP token ids for SDXL's two text encoders, exactly as the original makes them.
-
-The vocabulary is the BPE file that the `openai-clip` package carries, so nothing is downloaded; the tokenizer itself is
-transformers' CLIPTokenizer, imported when the first text is encoded. Text is cleaned by ftfy as OpenAI's was; without
-ftfy the ids of curly quotes, full-width signs or HTML entities would differ without a word, so ftfy is required.
-"""
+"""Token ids for SDXL's two text encoders, exactly as the original makes them: padded, cut into chunks, weighted."""
 
 import functools
-import gzip
-import importlib.util
-import json
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
+from library.data.text.clip_bpe import BOS, EOS, content_ids
 from library.data.text.prompt_syntax import parse_prompt_attention
 
-BOS = 49406
-EOS = 49407
 CHUNK = 77
 """Positions of a CLIP text encoder: BOS, 75 content tokens, EOS."""
 
 TOKEN_LIMITS = (None, 75, 150, 225)
 """Allowed max_token_length; None is 75."""
-
-_MERGES = 49152 - 256 - 2  # merges used by CLIP: vocabulary without bytes and special tokens, the header line apart
-_BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
 
 
 class ClipTokenizer:
@@ -103,44 +88,4 @@ def sdxl_tokenizers() -> tuple[ClipTokenizer, ClipTokenizer]:
     return ClipTokenizer(pad_token_id=EOS), ClipTokenizer(pad_token_id=0)
 
 
-@functools.lru_cache(maxsize=16384)
-def _content_ids(text: str) -> tuple[int, ...]:
-    return _encoder()(text)
-
-
-@functools.cache
-def _encoder() -> Callable[[str], tuple[int, ...]]:
-    """Text to content ids. Raises ValueError when a package that this needs is missing."""
-    merges = _read_merges()
-    try:
-        import ftfy
-        from transformers.models.clip.tokenization_clip import CLIPTokenizer, bytes_to_unicode
-    except ImportError as error:
-        raise ValueError(f"tokenizing captions needs the packages transformers and ftfy: {error}") from error
-    byte_symbols = list(bytes_to_unicode().values())
-    vocabulary = [*byte_symbols, *(symbol + "</w>" for symbol in byte_symbols)]
-    vocabulary += ["".join(merge.split()) for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
-    assert vocabulary.index("<|endoftext|>") == EOS, "the BPE file holds another number of merges"
-    with tempfile.TemporaryDirectory() as folder:
-        vocab_file, merges_file = Path(folder, "vocab.json"), Path(folder, "merges.txt")
-        vocab_file.write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}), encoding="utf-8")
-        merges_file.write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
-        tokenizer = CLIPTokenizer(str(vocab_file), str(merges_file))
-    tokenizer.fix_text = ftfy.fix_text
-
-    def encode(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer.encode(text, add_special_tokens=False))
-
-    return encode
-
-
-def _read_merges() -> list[str]:
-    """The merges of CLIP's vocabulary, from the package openai-clip, without importing it (it would import torch)."""
-    spec = importlib.util.find_spec("clip")
-    folders = spec.submodule_search_locations if spec is not None else None
-    for folder in folders or ():
-        path = Path(folder) / _BPE_FILE
-        if path.is_file():
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                return file.read().split("\n")[1 : 1 + _MERGES]
-    raise ValueError(f"CLIP's vocabulary {_BPE_FILE} was not found: install the package openai-clip")
+_content_ids = functools.lru_cache(maxsize=16384)(content_ids)

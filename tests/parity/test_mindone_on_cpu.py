@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, mint, ops
 
-from library.device import mint_cpu
-from library.graphs import kernels
+from tools import mindone_on_cpu
 
 ROUNDING = 1e-5
 """Relative to the largest value: float32 sums of some hundred terms."""
@@ -68,16 +67,16 @@ def numpy_conv2d(
 
 @pytest.fixture(autouse=True)
 def installed(device: None) -> None:
-    mint_cpu.install()
+    mindone_on_cpu.install()
 
 
 def test_every_name_is_called_here() -> None:
-    assert set(CALLS) == set(mint_cpu.REPLACEMENTS)
+    assert set(CALLS) == set(mindone_on_cpu.REPLACEMENTS)
 
 
 def test_install_binds_every_name_and_only_once() -> None:
-    mint_cpu.install()
-    for path, replacement in mint_cpu.REPLACEMENTS.items():
+    mindone_on_cpu.install()
+    for path, replacement in mindone_on_cpu.REPLACEMENTS.items():
         target: object = ms
         for part in path.split("."):
             target = getattr(target, part)
@@ -86,37 +85,27 @@ def test_install_binds_every_name_and_only_once() -> None:
 
 
 def test_every_replacement_is_still_needed() -> None:
-    code = "import test_mint_cpu; print(test_mint_cpu.originals_that_work())"
+    code = "import test_mindone_on_cpu; print(test_mindone_on_cpu.originals_that_work())"
     here = Path(__file__).resolve()
     path = f"import sys; sys.path[:0] = [{str(here.parent)!r}, {str(here.parents[2])!r}]; "
     result = subprocess.run([sys.executable, "-c", path + code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("unfold", [False, True], ids=["native", "unfold"])
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding"),
     [((3, 3), 1, 1), ((3, 3), 2, 0), ((1, 1), 1, 0), ((3, 3), (2, 2), (1, 1)), ((3, 1), (1, 2), (1, 0))],
 )
-def test_conv2d(monkeypatch, unfold, kernel, stride, padding) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(kernels, "UNFOLD_CONV", unfold)
+def test_conv2d(kernel: tuple[int, int], stride: int | tuple[int, int], padding: int | tuple[int, int]) -> None:
     weight = np.ascontiguousarray(WEIGHT[:, :, : kernel[0], : kernel[1]])
-    y = mint_cpu.conv2d(Tensor(X), Tensor(weight), Tensor(BIAS), stride, padding)
+    y = mindone_on_cpu.conv2d(Tensor(X), Tensor(weight), Tensor(BIAS), stride, padding)
     pairs = [value if isinstance(value, tuple) else (value, value) for value in (stride, padding)]
     assert close(y, numpy_conv2d(X, weight, BIAS, *pairs))
 
 
-@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (2, 0)])
-def test_conv2d_in_strips(monkeypatch, stride: int, padding: int) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(kernels, "UNFOLD_CONV", True)
-    monkeypatch.setattr(mint_cpu, "_STRIP_BYTES", 4 * 2 * 6 * 9 * 7 * 2)  # two rows of the result
-    y = mint_cpu.conv2d(Tensor(X), Tensor(WEIGHT), Tensor(BIAS), stride, padding)
-    assert close(y, numpy_conv2d(X, WEIGHT, BIAS, (stride, stride), (padding, padding)))
-
-
 def test_conv2d_of_groups_and_without_bias() -> None:
     depthwise = np.ascontiguousarray(WEIGHT[:2, :3])
-    y = mint_cpu.conv2d(Tensor(X), Tensor(depthwise), None, 1, 1, 1, 2)
+    y = mindone_on_cpu.conv2d(Tensor(X), Tensor(depthwise), None, 1, 1, 1, 2)
     halves = [
         numpy_conv2d(X[:, 3 * i : 3 * i + 3], depthwise[i : i + 1], np.zeros(1), (1, 1), (1, 1)) for i in range(2)
     ]
@@ -135,15 +124,15 @@ def test_layer_norm(axes: int) -> None:
     weight, bias = (RNG.standard_normal(shape).astype(np.float32) for _ in range(2))
     over = tuple(range(4 - axes, 4))
     normed = (X - X.mean(over, keepdims=True)) / np.sqrt(X.var(over, keepdims=True) + 1e-5)
-    assert close(mint_cpu.layer_norm(Tensor(X), shape, Tensor(weight), Tensor(bias)), normed * weight + bias)
-    assert close(mint_cpu.layer_norm(Tensor(X), shape), normed)
+    assert close(mindone_on_cpu.layer_norm(Tensor(X), shape, Tensor(weight), Tensor(bias)), normed * weight + bias)
+    assert close(mindone_on_cpu.layer_norm(Tensor(X), shape), normed)
 
 
 def test_gelu() -> None:
     erf = np.vectorize(math.erf)(TABLE / math.sqrt(2))
     tanh = np.tanh(math.sqrt(2 / math.pi) * (TABLE + 0.044715 * TABLE**3))
-    assert close(mint_cpu.gelu(Tensor(TABLE)), (0.5 * TABLE * (1 + erf)).astype(np.float32))
-    assert close(mint_cpu.gelu(Tensor(TABLE), approximate="tanh"), 0.5 * TABLE * (1 + tanh))
+    assert close(mindone_on_cpu.gelu(Tensor(TABLE)), (0.5 * TABLE * (1 + erf)).astype(np.float32))
+    assert close(mindone_on_cpu.gelu(Tensor(TABLE), approximate="tanh"), 0.5 * TABLE * (1 + tanh))
 
 
 @pytest.mark.parametrize("edges", [(0, 1, 0, 1), (1, 1, 2, 0), (2, 0, 0, 0), (1, 2)])
@@ -153,20 +142,20 @@ def test_pad(edges: tuple[int, ...], value: float | None) -> None:
     for axis in range(len(edges) // 2):
         widths[3 - axis] = (edges[2 * axis], edges[2 * axis + 1])
     expected = np.pad(X, widths, constant_values=value or 0)
-    assert np.array_equal(mint_cpu.pad(Tensor(X), edges, "constant", value).asnumpy(), expected)
+    assert np.array_equal(mindone_on_cpu.pad(Tensor(X), edges, "constant", value).asnumpy(), expected)
 
 
 def test_arange() -> None:
     for arguments in ((5,), (2, 5), (1, 8, 3), (5, 0, -2)):
-        assert mint_cpu.arange(*arguments).asnumpy().tolist() == list(range(*arguments))
-    halves = mint_cpu.arange(0, 2, 0.5, dtype=ms.float32).asnumpy()
+        assert mindone_on_cpu.arange(*arguments).asnumpy().tolist() == list(range(*arguments))
+    halves = mindone_on_cpu.arange(0, 2, 0.5, dtype=ms.float32).asnumpy()
     assert halves.dtype == np.float32
     assert halves.tolist() == [0.0, 0.5, 1.0, 1.5]
 
 
 def test_zeros_like_and_stack() -> None:
-    zeros = mint_cpu.zeros_like(Tensor(TABLE), dtype=ms.int32).asnumpy()
+    zeros = mindone_on_cpu.zeros_like(Tensor(TABLE), dtype=ms.int32).asnumpy()
     assert (zeros.dtype, zeros.shape, zeros.any()) == (np.int32, TABLE.shape, False)
     for axis in (0, 1, -1):
-        stacked = mint_cpu.stack([Tensor(TABLE), Tensor(2 * TABLE)], dim=axis).asnumpy()
+        stacked = mindone_on_cpu.stack([Tensor(TABLE), Tensor(2 * TABLE)], dim=axis).asnumpy()
         assert np.array_equal(stacked, np.stack([TABLE, 2 * TABLE], axis))
