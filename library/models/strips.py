@@ -29,9 +29,9 @@ def rows_per_strip(height: int, row_values: int, limit: int) -> int:
     Returns:
         A number that divides the height where there is one, so that all strips are alike and share a program.
     """
-    most = max(2, limit // row_values // 2 * 2)
-    if height <= most:
+    if height * row_values <= limit or height <= 2:
         return height
+    most = max(2, limit // row_values // 2 * 2)
     count = -(-height // most)
     alike = (height // n for n in range(count, 2 * count) if height % (2 * n) == 0)
     return next(alike, -(-height // (2 * count)) * 2)
