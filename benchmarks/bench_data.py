@@ -29,7 +29,7 @@ from PIL import Image
 from benchmarks import measure
 from library.data.dataset import TrainDataset
 from library.data.run_rng import RunRng
-from library.data.text.tokenizer import sdxl_tokenizers
+from library.families.sdxl.tokenizers import sdxl_tokenizers
 from library.settings.config_util import DatasetConfig, SubsetConfig
 
 PHOTO = (4000, 3000)

@@ -13,7 +13,7 @@ from library.data import buckets
 from library.data.scan.validation import split_positions
 from library.data.text.captions import CaptionMoment, process_caption, tag_frequency
 from library.data.text.prompt_syntax import line_to_prompt_dict, parse_prompt_attention
-from library.data.text.tokenizer import sdxl_tokenizers
+from library.families.sdxl.tokenizers import sdxl_tokenizers
 from library.settings.config_util import SubsetConfig
 
 Check = Callable[[Any], list[str]]

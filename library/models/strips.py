@@ -113,7 +113,7 @@ class GroupNorm:
 
         Args:
             rows: of each strip.
-            moments_G2: mean, and mean squared distance from it, of each group of each image in each strip [B groups, 2].
+            moments_G2: mean, and mean squared distance from it, of each image's groups in each strip [B groups, 2].
         """
         share = np.asarray(rows, np.float64)[:, None] / sum(rows)
         means, variances = np.moveaxis(np.stack(moments_G2).astype(np.float64), 2, 0)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from library.data.text.tokenizer import sdxl_tokenizers
 from library.families.base import StepOptions
 from library.families.sdxl.forward import encode_text, joined_weights
+from library.families.sdxl.tokenizers import sdxl_tokenizers
 from library.graphs.program import Forward
 from library.runs.loop import Position
 from library.training.block_tape import BlockTape

@@ -5,7 +5,7 @@ from PIL import Image
 
 from library.data.dataset import TrainDataset
 from library.data.run_rng import RunRng
-from library.data.text.tokenizer import sdxl_tokenizers
+from library.families.sdxl.tokenizers import sdxl_tokenizers
 from library.settings.config_util import DatasetConfig, SubsetConfig
 
 SIZES = {"square": (80, 80), "wide": (160, 80), "tall": (80, 150), "big": (300, 310)}

@@ -11,7 +11,7 @@ from library.data.cache.latent_cache import LatentCache, latent_items
 from library.data.cache.text_cache import TextCache, TextEncoders, text_items
 from library.data.dataset import TrainDataset
 from library.data.run_rng import RunRng
-from library.data.text.tokenizer import sdxl_tokenizers
+from library.families.sdxl.tokenizers import sdxl_tokenizers
 from library.settings.config_util import DatasetConfig, SubsetConfig
 from tests.unit.caching_help import LATENTS, draw_image, encode, entry_of
 

@@ -19,7 +19,7 @@ from library.data.report.preview import first_samples, to_picture, write_samples
 from library.data.report.report_charts import token_chart
 from library.data.report.report_page import report_page, write_report
 from library.data.run_rng import RunRng
-from library.data.text.tokenizer import sdxl_tokenizers
+from library.families.sdxl.tokenizers import sdxl_tokenizers
 from library.runs.data_preview import show_data
 from library.settings.config_util import DatasetConfig, SubsetConfig
 from library.settings.flag_groups import RunArgs

@@ -11,7 +11,7 @@ from library.data.dataset import TrainDataset
 from library.data.report.dataset_metadata import dataset_metadata
 from library.data.run_rng import RunRng
 from library.data.scan.masks import mask_size_problem
-from library.data.text.tokenizer import sdxl_tokenizers
+from library.families.sdxl.tokenizers import sdxl_tokenizers
 from library.settings.config_util import DatasetConfig, SubsetConfig
 
 BUCKETS = {"enable_bucket": True, "min_bucket_reso": 32, "max_bucket_reso": 128, "bucket_reso_steps": 32}

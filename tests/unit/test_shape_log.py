@@ -10,7 +10,7 @@ from PIL import Image
 
 from library.data.dataset import TrainDataset
 from library.data.run_rng import RunRng
-from library.data.text.tokenizer import sdxl_tokenizers
+from library.families.sdxl.tokenizers import sdxl_tokenizers
 from library.runs.loop import Position
 from library.runs.shape_log import ShapeLog, batch_shapes
 from library.settings.config_util import DatasetConfig, SubsetConfig

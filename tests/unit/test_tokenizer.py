@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from library.data.text.tokenizer import BOS, EOS, ClipTokenizer, sdxl_tokenizers
+from library.data.text.tokenizer import BOS, EOS, ClipTokenizer
+from library.families.sdxl.tokenizers import sdxl_tokenizers
 from tools.table_checks import check_tokens
 
 

@@ -83,9 +83,4 @@ def token_limit(max_token_length: int | None) -> int:
     return max_token_length or CHUNK - 2
 
 
-def sdxl_tokenizers() -> tuple[ClipTokenizer, ClipTokenizer]:
-    """The tokenizers of SDXL's text encoders 1 (CLIP ViT-L, padded with EOS) and 2 (OpenCLIP bigG, padded with 0)."""
-    return ClipTokenizer(pad_token_id=EOS), ClipTokenizer(pad_token_id=0)
-
-
 _content_ids = functools.lru_cache(maxsize=16384)(content_ids)

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor
 
 from library.data.batch import Batch, TextArrays
-from library.data.text.tokenizer import CHUNK, EOS, ClipTokenizer
+from library.data.text.tokenizer import CHUNK, ClipTokenizer
 from library.device.cores import settled
 from library.device.profile import Device
 from library.families.base import (
@@ -34,10 +34,10 @@ from library.families.sdxl.facts import (
     POOLED,
     SIZE_NUMBERS,
     SIZE_STEP,
-    TEXT_2_PAD,
 )
 from library.families.sdxl.forward import SdxlSpec, TextOutputs, TextSpec
 from library.families.sdxl.targets import lora_targets
+from library.families.sdxl.tokenizers import sdxl_tokenizers
 from library.files.safetensors_utils import SafetensorsFile
 from library.graphs.block import Block, LayerOptions
 from library.graphs.layer_target import LayerTarget
@@ -77,8 +77,8 @@ class SdxlFamily:
     )
 
     def tokenizers(self) -> tuple[ClipTokenizer, ...]:
-        """Those of CLIP ViT-L, whose captions are filled up with EOS, and of OpenCLIP bigG."""
-        return ClipTokenizer(pad_token_id=EOS), ClipTokenizer(pad_token_id=TEXT_2_PAD)
+        """See Family."""
+        return sdxl_tokenizers()
 
     def load(
         self, name_or_path: str, vae: str | None, file_type: type[SafetensorsFile] = SafetensorsFile
