@@ -20,7 +20,10 @@ if [ "$(cat "$mark" 2>/dev/null || true)" != "$wanted" ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "mindspore==$mindspore" -r "$requirements"
     # mindone asks for opencv-python, which needs a desktop's libraries and shares its folder with the headless build:
     # put the headless one on top.
-    headless=$(.venv/bin/python -m pip freeze | grep '^opencv-python-headless==')
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps "$headless"
+    frozen=$(.venv/bin/python -m pip freeze)
+    if grep -q '^opencv-python==' <<< "$frozen"; then
+        headless=$(grep '^opencv-python-headless==' <<< "$frozen")
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps "$headless"
+    fi
     printf '%s' "$wanted" > "$mark"
 fi

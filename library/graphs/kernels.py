@@ -198,7 +198,7 @@ def _outer(column_R1: Value, row_D: Value) -> Value:
 
 
 def row_moments(rows: Value) -> Value:
-    """Mean, and mean squared distance from it, of each row: [R, K] to [R, 2] in float32; without a gradient."""
+    """Mean, and mean squared distance from it, of each row: [R, K] to [R, 2] in float32."""
     rows = rows.astype(mstype.float32)
     mean = op.mean(rows, -1, keepdims=True)
     centred = rows - _columns(mean, rows.shape[1])
@@ -206,7 +206,7 @@ def row_moments(rows: Value) -> Value:
 
 
 def scale_channels(x_BCHW: Value, scale: Value, shift: Value) -> Value:
-    """Each channel of each image times a number of its own plus another [B C], in float32; without a gradient."""
+    """Each channel of each image times a number of its own plus another [B C], in float32."""
     batch, channels, height, width = x_BCHW.shape
     x = x_BCHW.astype(mstype.float32).reshape(1, batch * channels, height, width)
     if x.profile.explicit_broadcast:

@@ -37,6 +37,7 @@ _BATCH_NN, _BATCH_NT, _BATCH_TN = (
     ops.BatchMatMul(transpose_b=True),
     ops.BatchMatMul(transpose_a=True),
 )
+_INVERSE = ops.MatrixInverse()
 
 
 def matmul(a: Any, b: Any) -> Any:
@@ -90,15 +91,33 @@ def batch_matmul_tn(a: Any, b: Any) -> Any:
     )
 
 
+def matrix_inverse(x: Any) -> Any:
+    """The inverse of each matrix [..., N, N] of three axes or more, in float32."""
+    return apply(
+        _INVERSE,
+        (x,),
+        shape=x.shape,
+        gradient=lambda d, y: (-batch_matmul_nt(batch_matmul_tn(y, d), y),),
+    )
+
+
 # --- convolutions -----------------------------------------------------------------------------------------------------
+Padding = int | tuple[int, int, int, int]
+"""Zero pixels around an image: of one number, or above, below, at the left, at the right."""
+
+
 @functools.cache
-def _conv(kind: Callable[..., Any], channels: int, kernel: int, stride: int, padding: int) -> Callable[..., Any]:
-    mode = "pad" if padding else "valid"
-    pads = {} if kind is ops.Conv2D else {"pad_list": (padding,) * 4}  # a forward convolution finds it by itself
+def _conv(kind: Callable[..., Any], channels: int, kernel: int, stride: int, padding: Padding) -> Callable[..., Any]:
+    mode = "pad" if any(_sides_of(padding)) else "valid"
+    pads = {} if kind is ops.Conv2D else {"pad_list": _sides_of(padding)}  # a forward convolution finds it by itself
     return kind(out_channel=channels, kernel_size=kernel, pad_mode=mode, pad=padding, stride=stride, **pads)
 
 
-def conv2d(x_BCHW: Any, weight: Any, stride: int, padding: int) -> Any:
+def _sides_of(padding: Padding) -> tuple[int, int, int, int]:
+    return (padding,) * 4 if isinstance(padding, int) else padding
+
+
+def conv2d(x_BCHW: Any, weight: Any, stride: int, padding: Padding) -> Any:
     """Square convolution with zero padding; weight [out, in, k, k]; the result is [B, out, H', W']."""
     batch, _, height, width = x_BCHW.shape
     shape = (batch, weight.shape[0], *conv_sides(height, width, weight.shape[2], stride, padding))
@@ -113,7 +132,7 @@ def conv2d(x_BCHW: Any, weight: Any, stride: int, padding: int) -> Any:
     )
 
 
-def conv2d_input_gradient(d: Any, weight: Any, shape: Shape, stride: int, padding: int) -> Any:
+def conv2d_input_gradient(d: Any, weight: Any, shape: Shape, stride: int, padding: Padding) -> Any:
     """Gradient of a convolution's input, which has this shape, from that of its result."""
     return apply(
         _conv(Conv2DBackpropInput, weight.shape[0], weight.shape[2], stride, padding),
@@ -127,21 +146,7 @@ def conv2d_input_gradient(d: Any, weight: Any, shape: Shape, stride: int, paddin
     )
 
 
-@functools.cache
-def _conv_with_pads(channels: int, kernel: int, stride: int, pads: tuple[int, int, int, int]) -> Callable[..., Any]:
-    return ops.Conv2D(channels, kernel, pad_mode="pad", pad=pads, stride=stride)
-
-
-def conv2d_with_pads(x_BCHW: Any, weight: Any, stride: int, pads: tuple[int, int, int, int]) -> Any:
-    """``conv2d`` with its own number of zero rows above and below, columns at the left and right; no gradient."""
-    batch, _, height, width = x_BCHW.shape
-    kernel = weight.shape[2]
-    sides = conv_sides(height + pads[0] + pads[1], width + pads[2] + pads[3], kernel, stride, 0)
-    convolution = _conv_with_pads(weight.shape[0], kernel, stride, pads)
-    return apply(convolution, (x_BCHW, weight), shape=(batch, weight.shape[0], *sides))
-
-
-def conv2d_weight_gradient(d: Any, x_BCHW: Any, shape: Shape, stride: int, padding: int) -> Any:
+def conv2d_weight_gradient(d: Any, x_BCHW: Any, shape: Shape, stride: int, padding: Padding) -> Any:
     """Gradient of a convolution's weight, which has this shape, from that of its result."""
     return apply(
         _conv(Conv2DBackpropFilter, shape[0], shape[2], stride, padding),
@@ -155,10 +160,10 @@ def conv2d_weight_gradient(d: Any, x_BCHW: Any, shape: Shape, stride: int, paddi
     )
 
 
-def conv_sides(height: int, width: int, kernel: int, stride: int, padding: int) -> tuple[int, int]:
+def conv_sides(height: int, width: int, kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
     """Height and width of a convolution's result."""
-    high, wide = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
-    return high, wide
+    above, below, left, right = _sides_of(padding)
+    return (height + above + below - kernel) // stride + 1, (width + left + right - kernel) // stride + 1
 
 
 def unfold(x_BCHW: Any, kernel: int, stride: int, padding: int) -> Any:
@@ -278,7 +283,7 @@ def _chosen(function: Callable[..., Any], x: Any, y: Any, is_x: Callable[[], Val
 _SUM, _KEEPING_SUM = ops.ReduceSum(), ops.ReduceSum(keep_dims=True)
 _MEAN, _KEEPING_MEAN = ops.ReduceMean(), ops.ReduceMean(keep_dims=True)
 _BIAS_ADD, _BIAS_ADD_GRAD, _SEGMENT_SUM = ops.BiasAdd(), BiasAddGrad(), ops.UnsortedSegmentSum()
-_SOFTMAX = ops.Softmax(-1)
+_SOFTMAX, _BATCH_NORM = ops.Softmax(-1), ops.BatchNorm(is_training=False, epsilon=1e-12)
 
 Axes = int | tuple[int, ...] | None
 """Over which axes to sum: one, several, or all of them."""
@@ -336,17 +341,19 @@ def segment_sum(rows: Any, ids: Any, count: int) -> Any:
     )
 
 
-_BATCH_NORM = ops.BatchNorm(is_training=False, epsilon=1e-12)
-
-
 def scale_channels(x_BCHW: Any, scale: Any, shift: Any) -> Any:
-    """Each channel times a number of its own plus another, float32, in one go; without a gradient.
+    """Each channel times a number of its own [C] plus another [C], float32, in one go.
 
     It is a batch normalisation of mean 0 and variance 1; epsilon is too small to change that 1 in float32.
     """
     zeros, ones = (full(scale.shape, number, scale.dtype) for number in (0.0, 1.0))
+
+    def gradient(d_outputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> tuple[Value | None, ...]:
+        d = d_outputs[0]
+        return scale_channels(d, scale, zeros), channel_sum(d * x_BCHW), channel_sum(d), None, None
+
     shapes = (x_BCHW.shape, *(scale.shape,) * 4)
-    return apply_many(_BATCH_NORM, (x_BCHW, scale, shift, zeros, ones), shapes)[0]
+    return apply_many(_BATCH_NORM, (x_BCHW, scale, shift, zeros, ones), shapes, gradient)[0]
 
 
 # --- places -----------------------------------------------------------------------------------------------------------
@@ -440,37 +447,6 @@ def after(x: Any, *others: Any) -> Any:
         gradient=lambda d, y: (d, *map(zeros_like, others)),
         packed_from=1,
     )
-
-
-# --- integers, for random masks: they have no gradients ---------------------------------------------------------------
-_AND, _XOR, _SHIFT = ops.BitwiseAnd(), ops.BitwiseXor(), ops.RightShift()
-
-
-@functools.cache
-def int32_scalar(number: int) -> Constant:
-    """A constant of shape ()."""
-    return Constant(np.array(number, np.int32))
-
-
-@functools.cache
-def arange(count: int) -> Constant:
-    """The constant 0, 1, ..., count - 1 in int32."""
-    return Constant(np.arange(count, dtype=np.int32))
-
-
-def bit_and(x: Any, number: int) -> Any:
-    """Bits that both have."""
-    return apply(_AND, (x, int32_scalar(number)), shape=x.shape)
-
-
-def bit_xor(x: Any, y: Any) -> Any:
-    """Bits that one of two values of the same shape has."""
-    return apply(_XOR, (x, y), shape=x.shape)
-
-
-def shift_right(x: Any, bits: int) -> Any:
-    """Divided by a power of two; negative numbers stay negative."""
-    return apply(_SHIFT, (x, int32_scalar(bits)), shape=x.shape)
 
 
 # --- fused attention --------------------------------------------------------------------------------------------------

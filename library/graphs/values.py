@@ -325,7 +325,7 @@ def elementwise(function: Callable[..., Any], x: Value, y: Any, d_x: Slope, d_y:
     ``d_x`` and ``d_y`` make their gradients of (gradient of the output, the output), in the output's shape; an operand
     that was repeated along some axes gets the sum over them.
     """
-    if not isinstance(y, Value):
+    if not isinstance(y, Value | Tensor):
         return apply(function, (x,), (y,), shape=x.shape, gradient=lambda d, out: (d_x(d, out),))
 
     def gradient(d: Value, out: Value) -> tuple[Value, Value]:

@@ -29,9 +29,9 @@ def rows_per_strip(height: int, row_values: int, limit: int) -> int:
     Returns:
         A number that divides the height where there is one, so that all strips are alike and share a program.
     """
-    most = max(2, limit // row_values // 2 * 2)
-    if height <= most:
+    if height * row_values <= limit or height <= 2:
         return height
+    most = max(2, limit // row_values // 2 * 2)
     count = -(-height // most)
     alike = (height // n for n in range(count, 2 * count) if height % (2 * n) == 0)
     return next(alike, -(-height // (2 * count)) * 2)
@@ -113,7 +113,7 @@ class GroupNorm:
 
         Args:
             rows: of each strip.
-            moments_G2: mean, and mean squared distance from it, of each group of each image in each strip [B groups, 2].
+            moments_G2: mean, and mean squared distance from it, of each image's groups in each strip [B groups, 2].
         """
         share = np.asarray(rows, np.float64)[:, None] / sum(rows)
         means, variances = np.moveaxis(np.stack(moments_G2).astype(np.float64), 2, 0)

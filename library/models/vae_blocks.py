@@ -41,7 +41,7 @@ def norm_conv(
 
 def downsample(x_BCRW: Value, below_BC1W: Value, layers: Layers) -> Value:
     """3 x 3 convolution of stride 2, with a zero row below the picture and a zero column at its right only."""
-    y = op.conv2d_with_pads(op.concat((x_BCRW, below_BC1W), 2), layers.weights["weight"], 2, (0, 0, 0, 1))
+    y = op.conv2d(op.concat((x_BCRW, below_BC1W), 2), layers.weights["weight"], 2, (0, 0, 0, 1))
     return op.bias_add(y, layers.weights["bias"])
 
 
@@ -92,7 +92,7 @@ def _normalized(x_BCRW: Value, norm_2N: Value) -> Value:
 
 def _conv3x3(x_BCRW: Value, layers: Layers) -> Value:
     """Of rows that have their neighbours: the result has two rows less."""
-    return op.bias_add(op.conv2d_with_pads(x_BCRW, layers.weights["weight"], 1, BESIDE), layers.weights["bias"])
+    return op.bias_add(op.conv2d(x_BCRW, layers.weights["weight"], 1, BESIDE), layers.weights["bias"])
 
 
 def _conv1x1(x_BCRW: Value, layers: Layers, name: str = "") -> Value:

@@ -242,7 +242,7 @@ def summary(network: Network, trained: Trained, device: str) -> list[str]:
     lines.append(f"learning rates: {rates}")
     if trained.idle:
         lines.append(
-            f"{len(trained.idle)} tensors get no gradient and stay as they are (the last layer of text encoder 1: "
-            "the UNet reads the one before)"
+            f"{len(trained.idle)} tensors get no gradient and stay as they are, since no step reads their layers: "
+            f"{trained.idle[0]}, ..."
         )
     return lines

@@ -78,19 +78,35 @@ class BlockTape(Forward):
         flowing = {len(self._calls) - 1: d_output}
         while self._calls:
             call = self._calls.pop()
-            bound = call.bound
-            calls_left[id(bound)] -= 1
-            d_out = flowing.pop(len(self._calls), None)
-            if d_out is not None:
-                inputs = len(call.makers)
-                gradients = bound.program.gradients(call.saved, self.others(bound), d_out)
-                release(call.saved.own, bound.program.profile)
-                for maker, d_input in zip(call.makers.values(), gradients[:inputs], strict=True):
-                    flowing[maker] = flowing[maker] + d_input if maker in flowing else d_input
-                others = waiting.get(id(bound))
-                mine = gradients[inputs:]
-                waiting[id(bound)] = [a + b for a, b in zip(others, mine, strict=True)] if others else list(mine)
-            if not calls_left[id(bound)]:
-                for trained, gradient in zip(bound.trained, waiting.pop(id(bound), ()), strict=False):
-                    take(trained, gradient)
+            number = id(call.bound)
+            calls_left[number] -= 1
+            if len(self._calls) in flowing:
+                mine = self._back_through(call, flowing)
+                others = waiting.pop(number, None)
+                waiting[number] = [a + b for a, b in zip(others, mine, strict=True)] if others else mine
+                del mine, others  # what is handed over is held by nobody here while the next block's are computed
+            if not calls_left[number]:
+                _hand_over(call.bound, waiting.pop(number, []), take)
         self._made.clear()
+
+    def _back_through(self, call: _Call, flowing: dict[int, Tensor]) -> list[Tensor]:
+        """Pass the gradient of the output of the call that was just taken off on to its inputs.
+
+        Args:
+            call: which.
+            flowing: number of a call -> gradient of its output, as far as it is known.
+
+        Returns:
+            Gradients of what is trained in its block.
+        """
+        bound = call.bound
+        d_inputs_and_trained = bound.program.gradients(call.saved, self.others(bound), flowing.pop(len(self._calls)))
+        release(call.saved.own, bound.program.profile)
+        for maker, d_input in zip(call.makers.values(), d_inputs_and_trained, strict=False):
+            flowing[maker] = flowing[maker] + d_input if maker in flowing else d_input
+        return list(d_inputs_and_trained[len(call.makers) :])
+
+
+def _hand_over(bound: BoundBlock, gradients: list[Tensor], take: Callable[[Any, Tensor], None]) -> None:
+    for trained, gradient in zip(bound.trained, gradients, strict=False):
+        take(trained, gradient)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 STEP = 1e-5
+Padding = int | tuple[int, int, int, int]
+Shape = tuple[int, ...]
 
 
 class Case(NamedTuple):
@@ -22,9 +24,10 @@ class Case(NamedTuple):
     """Whether the inputs are to be at least 0.5."""
 
 
-def patches(x: np.ndarray, kernel: int, stride: int, padding: int) -> np.ndarray:
+def patches(x: np.ndarray, kernel: int, stride: int, padding: Padding) -> np.ndarray:
     """[B, C, H, W] to [B, C, k, k, H', W']: what each place of a convolution sees."""
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    above, below, left, right = (padding,) * 4 if isinstance(padding, int) else padding
+    x = np.pad(x, ((0, 0), (0, 0), (above, below), (left, right)))
     high, wide = ((side - kernel) // stride + 1 for side in x.shape[2:])
     out = np.empty((*x.shape[:2], kernel, kernel, high, wide), x.dtype)
     for i in range(kernel):
@@ -33,16 +36,17 @@ def patches(x: np.ndarray, kernel: int, stride: int, padding: int) -> np.ndarray
     return out
 
 
-def scattered(columns: np.ndarray, shape: tuple[int, ...], kernel: int, stride: int, padding: int) -> np.ndarray:
+def scattered(columns: np.ndarray, shape: Shape, kernel: int, stride: int, padding: Padding) -> np.ndarray:
     """The transpose of ``patches``, column by column."""
     batch, channels, height, width = shape
-    out = np.zeros((batch, channels, height + 2 * padding, width + 2 * padding), columns.dtype)
-    high, wide = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+    above, below, left, right = (padding,) * 4 if isinstance(padding, int) else padding
+    out = np.zeros((batch, channels, height + above + below, width + left + right), columns.dtype)
+    high, wide = ((side - kernel) // stride + 1 for side in out.shape[2:])
     columns = columns.reshape(batch, channels, kernel, kernel, high, wide)
     for i in range(kernel):
         for j in range(kernel):
             out[:, :, i : i + stride * high : stride, j : j + stride * wide : stride] += columns[:, :, i, j]
-    return out[:, :, padding : padding + height, padding : padding + width]
+    return out[:, :, above : above + height, left : left + width]
 
 
 def arrays_of(case: Case) -> tuple[np.ndarray, ...]:

@@ -92,6 +92,14 @@ CASES: dict[str, Case] = {
     "layer_norm": Case(
         kernels.layer_norm, lambda x, w, b: normalised(x, 1e-5) * w + b, ((4, 6), (6,), (6,))
     ),
+    "row_moments": Case(
+        kernels.row_moments, lambda x: np.stack([x.mean(-1), x.var(-1)], -1), ((4, 6),)
+    ),
+    "scale_channels": Case(
+        kernels.scale_channels,
+        lambda x, scale, shift: x * scale.reshape(2, 3, 1, 1) + shift.reshape(2, 3, 1, 1),
+        ((2, 3, 2, 2), (6,), (6,)),
+    ),
     "gelu": Case(kernels.gelu, lambda x: x * normal_cdf(x), ((4, 6),)),
     "gated_gelu": Case(kernels.gated_gelu, lambda x: x[:, :3] * x[:, 3:] * normal_cdf(x[:, 3:]), ((4, 6),)),
     "quick_gelu": Case(kernels.quick_gelu, lambda x: x / (1 + np.exp(-1.702 * x)), ((4, 6),)),

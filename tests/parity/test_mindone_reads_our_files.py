@@ -1,6 +1,5 @@
 """A LoRA file of ours through mindone's own loader: what its pipeline adds to the weights is what we trained."""
 
-import importlib
 import zlib
 from pathlib import Path
 from types import MappingProxyType
@@ -8,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import CLIPTextConfig
 
-from library.device import mint_cpu
-from library.device.mindone_import import diffusers_class
-from library.families.sdxl.checkpoint import lora_targets
 from library.families.sdxl.keys import diffusers_names
 from library.families.sdxl.shapes import TINY_SDXL
+from library.families.sdxl.targets import lora_targets
 from library.files.safetensors_utils import save_file
 from networks import lora
 from networks.network_base import Network
+from tools import mindone_on_cpu
+from tools.mindone_on_cpu import diffusers_class
+from tools.mindone_pipeline import text_encoder, unet
 from tools.tiny_source import tiny_base
 
 TOLERANCE = 1e-6
@@ -36,35 +35,13 @@ def tiny_pipeline() -> Any:
 
     The loader looks at the three models that a LoRA changes; VAE, tokenizers and scheduler are left out.
     """
-    width, context, spec = TINY_SDXL.model_channels, TINY_SDXL.context_width, TINY_SDXL
-    unet = diffusers_class("UNet2DConditionModel")(
-        block_out_channels=(width, 2 * width, 4 * width),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=2,
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(1, 1, 2),
-        cross_attention_dim=context,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=spec.label_width,
-        use_linear_projection=True,
-    )
-    text_models = importlib.import_module("mindone.transformers")
-    text_1 = text_models.CLIPTextModel(text_config(spec.text_1_width, spec.text_1_layers, "quick_gelu"))
-    text_2 = text_models.CLIPTextModelWithProjection(text_config(spec.text_2_width, spec.text_2_layers, "gelu"))
+    spec = TINY_SDXL
     absent = dict.fromkeys(("vae", "tokenizer", "tokenizer_2", "scheduler"))
-    return diffusers_class("StableDiffusionXLPipeline")(unet=unet, text_encoder=text_1, text_encoder_2=text_2, **absent)
-
-
-def text_config(width: int, layers: int, activation: str) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=1,
-        hidden_act=activation,
-        projection_dim=width,
+    return diffusers_class("StableDiffusionXLPipeline")(
+        unet=unet(spec.model_channels, spec.context_width, spec.label_width),
+        text_encoder=text_encoder("CLIPTextModel", spec.text_1_width, spec.text_1_layers, "quick_gelu"),
+        text_encoder_2=text_encoder("CLIPTextModelWithProjection", spec.text_2_width, spec.text_2_layers, "gelu"),
+        **absent,
     )
 
 
@@ -107,7 +84,7 @@ def test_load_lora_weights_adds_alpha_by_rank_up_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network_args: dict[str, str]
 ) -> None:
     # mindone's peft merges 3 x 3 layers by a convolution that has no CPU kernel; training and sampling never call it.
-    monkeypatch.setattr("mindspore.mint.nn.functional.conv2d", mint_cpu.conv2d)
+    monkeypatch.setattr("mindspore.mint.nn.functional.conv2d", mindone_on_cpu.conv2d)
     network = random_network(network_args)
     state = network.state_dict()
     save_file(state, tmp_path / FILE_NAME, {"ss_network_module": "networks.lora"})

@@ -101,7 +101,7 @@ def _vocabulary() -> tuple[Pairs, tuple[int, ...]]:
     ids = {symbol: i for i, symbol in enumerate(symbols)}
     ids |= {f"{symbol}</w>": i for i, symbol in enumerate(symbols, start=_BYTES)}
     pairs = {}
-    for joined, merge in enumerate(_read_merges(), start=2 * _BYTES):
+    for joined, merge in enumerate(read_merges(), start=2 * _BYTES):
         left, right = merge.split(" ")
         pairs[ids[left], ids[right]] = ids[left + right] = joined
     assert len(ids) == len(pairs) + 2 * _BYTES == BOS, "the file of merges is not the one of CLIP"
@@ -121,7 +121,7 @@ def _byte_symbols(order: list[int]) -> list[str]:
     return [chr(byte) if i < printable else chr(_BYTES + i - printable) for i, byte in enumerate(order)]
 
 
-def _read_merges() -> list[str]:
+def read_merges() -> list[str]:
     """The merges, from the package openai-clip, without importing it (it would import torch)."""
     spec = importlib.util.find_spec("clip")
     folders = spec.submodule_search_locations if spec is not None else None
