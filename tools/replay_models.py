@@ -1,11 +1,10 @@
 """Replay of recorded model outputs (text encoders, VAE, UNet, a sampled picture), plain and with a LoRA."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor
 
 from library.device.profile import Device
 from library.families.base import BaseModel, Conditioning, decode_latents
@@ -15,7 +14,9 @@ from library.families.sdxl.family import SdxlFamily
 from library.files.safetensors_utils import SafetensorsFile
 from library.graphs.block import Block
 from library.runs.network_setup import open_network
-from library.runs.sampling import guided, make_scheduler, sample_latents
+from library.runs.sampler_sigma import Euler
+from library.runs.sampling import guided, sample_latents
+from library.training.noise_schedule import make_noise_schedule
 from library.training.trained import Group, Trained, trained_adapters
 from networks.together import combine
 from tools.replay_base import base_model
@@ -139,10 +140,10 @@ def _outputs(model: BaseModel, recording: ModelsRecording, wanted: list[str]) ->
         yield from ((name, outputs[name]) for name in names)
 
 
-def _encode(model: BaseModel, recording: ModelsRecording) -> Conditioning:
-    """Conditioning of all recorded token ids."""
-    tensors = recording.tensors
-    return FAMILY.encode_text(model, (tensors["text.input_ids1"], tensors["text.input_ids2"]))
+def _encode(model: BaseModel, recording: ModelsRecording, rows: Sequence[int] | None = None) -> Conditioning:
+    """Conditioning of recorded token ids: of all, or of some rows."""
+    ids1, ids2 = (recording.tensors[name] for name in INPUTS_OF["text.hidden1"])
+    return FAMILY.encode_text(model, (ids1, ids2) if rows is None else (ids1[rows], ids2[rows]))
 
 
 def _text_outputs(model: BaseModel, recording: ModelsRecording) -> dict[str, np.ndarray]:
@@ -175,15 +176,14 @@ def _sample_outputs(model: BaseModel, recording: ModelsRecording) -> dict[str, n
     if not recording.setting("scheduler").startswith(SAMPLER):
         raise ValueError(f"{recording.path}: sampled by {recording.setting('scheduler')}; {SAMPLER} can be replayed")
     steps, scale = int(recording.setting("steps")), float(recording.setting("guidance_scale"))
-    schedule = make_scheduler("euler", steps)
-    outputs = {"sample.sigmas": schedule.sigmas.asnumpy(), "sample.timesteps": schedule.timesteps.asnumpy()}
+    sampler = Euler(make_noise_schedule(), steps, v_prediction=False)
+    outputs = {"sample.sigmas": sampler.sigmas, "sample.timesteps": sampler.timesteps}
     if "sample.noise" not in recording.tensors:
         return outputs
     noise = recording.tensors["sample.noise"]
     count = len(noise)
     rows = [0] * count + [1] * count
-    whole = _encode(model, recording)
-    text = {name: Tensor(tensor.asnumpy()[rows]) for name, tensor in whole.items()}
+    text = _encode(model, recording, rows)
     sizes = recording.tensors["unet.size_ids"][[0] * len(rows)]
 
     def predict(latents: np.ndarray, timestep: float) -> np.ndarray:
