@@ -17,6 +17,7 @@ from library.files.safetensors_utils import SafetensorsFile, save_file
 from library.runs.loop import Follower, Position
 from library.runs.train_network import train_network
 from library.settings.arguments import read_train_args
+from library.training.optimizers.optimizer import Optimizer
 from library.training.step import StepResult
 from tests.parity.toy_family import (
     LATENT_SCALE,
@@ -193,6 +194,52 @@ def test_epochs_are_saved_on_the_way(place: Path) -> None:
     assert not np.array_equal(
         *(read(place, name)[0]["lora_denoiser_enter_time.lora_up.weight"] for name in ("a", "a-000002"))
     )
+
+
+def test_token_warmup_counts_optimizer_steps(place: Path) -> None:
+    """One tag at first, one more with each step up to all five; two batches make a step."""
+    for text in (place / "images").glob("*.txt"):
+        text.write_text("a, b, c, d, e")
+    warmup = ("--token_warmup_min=1", "--token_warmup_step=4")
+    watch = go(place, "a", (*UNET_ONLY, *warmup, "--gradient_accumulation_steps=2"), steps=6)
+    tags = [{len(caption.split(", ")) for caption in batch.captions} for batch in watch.batches]
+    assert tags == [{1}, {1}, {2}, {2}, {3}, {3}, {4}, {4}, {5}, {5}, {5}, {5}]
+
+
+def test_epochs_go_on_where_the_last_ended(place: Path) -> None:
+    """Batches are numbered through the run, which names their draws, and each epoch has an order of its own."""
+    watch = go(place, "a", (*UNET_ONLY, "--max_train_epochs=3"))
+    assert [batch.index for batch in watch.batches] == list(range(6))
+    assert [position.epoch for position in watch.positions] == [1, 1, 2, 2, 3, 3]
+    orders = {tuple(batch.keys for batch in watch.batches[i : i + 2]) for i in (0, 2, 4)}
+    assert len(orders) > 1
+    assert all(len({key for keys in order for key in keys}) == 4 for order in orders)
+
+
+def test_the_schedule_is_as_long_as_the_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given in epochs: a linear fall that would end at zero after the last of four steps, and two steps of warmup."""
+    factors: dict[int, float] = {}
+    update = Optimizer.update
+
+    def noted(self: Optimizer, tensor: object, gradient: object, lr_factor: float, *scale: float) -> None:
+        factors[self.steps] = lr_factor
+        update(self, tensor, gradient, lr_factor, *scale)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Optimizer, "update", noted)
+    options = ("--max_train_epochs=2", "--lr_scheduler=linear", "--lr_warmup_steps=2")
+    go(place, "a", (*UNET_ONLY, *options), steps=1600)
+    assert factors == pytest.approx({1: 0.0, 2: 0.5, 3: 1.0, 4: 0.5})
+
+
+def test_flags_of_the_step_reach_it(place: Path) -> None:
+    """The norm is that of the mean gradient, and nothing is clipped when not asked for."""
+    once = go(place, "a", UNET_ONLY, steps=1)
+    assert once.results[0].grad_norm == pytest.approx(
+        go(place, "b", (*UNET_ONLY, "--max_grad_norm=1e-9"), 1).results[0].grad_norm
+    )
+    assert go(place, "b", (*UNET_ONLY, "--max_grad_norm=0"), 1).results[0].grad_norm is None
+    kept = go(place, "b", (*UNET_ONLY, "--gradient_checkpointing"))
+    assert kept.losses == pytest.approx(go(place, "a", UNET_ONLY).losses, rel=1e-6)
 
 
 def test_learning_rates_by_part_reach_their_parts(place: Path) -> None:

@@ -13,6 +13,7 @@ from library.families.base import StepOptions
 from library.runs.length import Length, run_length
 from library.runs.loop import Follower, Position, Training, train
 from library.runs.loss_average import LossAverage
+from library.runs.progress_bar import ProgressBar
 from library.settings.flag_groups import OptimizerArgs, RunArgs
 from library.training.step import StepResult
 
@@ -234,3 +235,10 @@ def test_the_average_is_of_the_newest_loss_at_each_place_of_the_epoch() -> None:
         average.add(i % 3, loss)
         shown.append(average.value)
     assert shown == pytest.approx([1.0, 2.0, 4.0, 5.0, 6.0, 4.0, 8.0 / 3.0])
+
+
+def test_the_bar_shows_the_average_of_the_last_epochs_worth_of_losses() -> None:
+    stage = _Stage(1, BATCH_SIZES)
+    with ProgressBar(7) as bar:
+        train(make_training(stage, 7), [bar])
+    assert bar.average.value == pytest.approx((104.0 + 105.0 + 106.0) / 3)

@@ -138,3 +138,25 @@ def test_ensure_writable_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ValueError, match="Permission denied"):
         ensure_writable(tmp_path, 1)
+
+
+def test_file_and_folder_are_forced_to_the_disk_around_the_renaming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The contents before the name is there, the list of names after; else a power cut leaves an empty file."""
+    done: list[str] = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        done.append("folder" if path.is_dir() else "file")
+        real_fsync(descriptor)
+
+    def replace(part: Path, path: Path) -> None:
+        done.append("rename")
+        real_replace(part, path)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_whole_path(tmp_path / "file.bin", lambda part: None if part.write_bytes(b"abc") else None)
+    assert done == ["file", "rename", "folder"]
