@@ -68,6 +68,7 @@ class Server:
     """A process that encodes or decodes one picture whenever it is asked to."""
 
     def __init__(self, python: str, name: str, args: argparse.Namespace) -> None:
+        self._name = name
         options = [f"--{option}={getattr(args, option)}" for option in ("size", "what", "pixels", "threads")]
         self._process = subprocess.Popen(
             [python, str(HERE), "--serve", name, *options],
@@ -84,7 +85,9 @@ class Server:
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        return json.loads(self._read())  # type: ignore[no-any-return]
+        line = self._read()
+        print(f"{self._name:>24}  {line}", flush=True)
+        return json.loads(line)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End the process."""

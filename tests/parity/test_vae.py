@@ -160,6 +160,16 @@ def test_strips_give_what_the_whole_gives(
         assert np.prod(shape) <= max_activation or shape[2] <= 2, (block, shape)
 
 
+def test_attention_takes_few_pixels_at_a_time(weights: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = load_vae(weights, Device(replace(CPU, max_scores=54 * 12 + 5)))
+    seen = watch(monkeypatch)
+    vae.decode(random(1, 4, 9, 6))
+    assert [shape for block, shape in seen if block.function is vae_blocks.attend] == [
+        *[(1, 128, 2, 6)] * 4,  # each of 12 pixels looks at 54
+        (1, 128, 1, 6),
+    ]
+
+
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Block, tuple[int, ...]]]:
     """The calls of blocks that follow, with the shape of the strip that each is given."""
     seen: list[tuple[Block, tuple[int, ...]]] = []
