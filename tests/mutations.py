@@ -21,7 +21,8 @@ LOOP, SAVER, DRAWS = "tests/unit/test_loop.py", "tests/unit/test_saver.py", "tes
 TOY, STEP, WEIGHTS = (f"tests/parity/test_{name}.py" for name in ("toy_family", "step", "trained_weights"))
 RULES, GROUPS = "tests/parity/test_optimizer_rules.py", "tests/parity/test_param_groups.py"
 FILES = "tests/unit/test_whole_file.py"
-TIMEOUT_S = 900
+TIMEOUT_S = 1800
+"""Machines may be busy; a test that never ends would count as noticed."""
 
 
 @dataclass(frozen=True)

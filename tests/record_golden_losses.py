@@ -47,6 +47,8 @@ RUNS: Mapping[str, str] = MappingProxyType({
 TOLERANCE = 1e-5
 """Relative. Another number of cores, or another processor, takes sums in another order; what rounding moves is moved on
 by every update. A wrong draw, rate or order moves a loss by more than 1e-3."""
+NORM_TOLERANCE = 1e-3
+"""Relative; gradients see the same rounding enlarged, and sums of many small ones more so."""
 
 Numbers = dict[str, Any]
 
