@@ -18,6 +18,8 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, ops
 
+from library.device.profile import CPU
+
 
 def diffusers_class(name: str) -> Any:
     """The class ``mindone.diffusers.<name>``.
@@ -111,7 +113,7 @@ def install() -> None:
 
     Layers that exist already keep what they were built with, so call it before a model is built.
     """
-    if ms.get_context("device_target") != "CPU":
+    if ms.get_context("device_target") != CPU.name:
         return
     for path, replacement in REPLACEMENTS.items():
         module_name, _, name = path.rpartition(".")
