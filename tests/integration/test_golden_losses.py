@@ -1,7 +1,6 @@
 """Short runs of the real thing, from flags to losses, against what they were when it was last known to be right."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
