@@ -36,6 +36,9 @@ class DeviceProfile:
     own_conv_gradient: bool
     """Form large gradients of convolutions' inputs out of other operations: MindSpore's CPU kernel for them keeps the
     memory of its columns for good, and adds them up on one thread."""
+    relabel_halves: bool
+    """Turn what a graph returns in half precision into halves once more: MindSpore's CPU graphs compute most operations
+    on halves in float32 and return its numbers labelled as halves, which other operations then refuse."""
     place_threads: bool
     """Give each of MindSpore's worker threads a core of its own (``cores``)."""
 
@@ -46,10 +49,11 @@ CPU = DeviceProfile(
     half_precision=False,
     fused_attention=False,
     max_scores=1 << 22,
-    max_activation=1 << 21,
+    max_activation=1 << 20,
     explicit_broadcast=True,
     gather_heads=True,
     own_conv_gradient=True,
+    relabel_halves=True,
     place_threads=True,
 )
 ASCEND = DeviceProfile(
@@ -62,6 +66,7 @@ ASCEND = DeviceProfile(
     explicit_broadcast=False,
     gather_heads=False,
     own_conv_gradient=False,
+    relabel_halves=False,
     place_threads=False,
 )
 PROFILES = (CPU, ASCEND)

@@ -15,7 +15,7 @@ from mindspore import JitConfig, Tensor
 from mindspore.common.api import _JitExecutor, _pynative_executor
 
 from library.device.profile import DeviceProfile
-from library.graphs.values import Constant, Node, Trace, Value
+from library.graphs.values import HALVES, Constant, Node, Trace, Value
 
 _NUMBERS = itertools.count()
 
@@ -38,6 +38,8 @@ class GraphFunction:
         """Which inputs are needed at all."""
         made = {id(y) for node in nodes for y in node.outputs}
         results = list(dict.fromkeys(y for y in outputs if id(y) in made))
+        relabels = compiled and trace.profile.relabel_halves
+        self._relabelled = tuple(i for i, y in enumerate(results) if relabels and str(y.dtype) in HALVES)
         # An output that is an input, or a constant, does not pass through the graph.
         self._sources = [_Source(place, results, y) for y in outputs]
         self.source = ""
@@ -53,6 +55,8 @@ class GraphFunction:
     def __call__(self, arguments: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """The outputs, given a tensor for each input; for one that is not used, None will do."""
         results = () if self._function is None else self._function(*[arguments[i] for i in self.used])
+        if self._relabelled:
+            results = tuple(_relabelled(x) if i in self._relabelled else x for i, x in enumerate(results))
         return tuple(source.pick(arguments, results) for source in self._sources)
 
 
@@ -77,6 +81,11 @@ class _Graph:
             return results
         _pynative_executor.set_jit_compile_phase(self._name)
         return _pynative_executor.grad_jit(*tensors)
+
+
+def _relabelled(half: Tensor) -> Tensor:
+    """What is a half by name only as one (``DeviceProfile.relabel_halves``)."""
+    return half.astype(ms.float32).astype(half.dtype)
 
 
 class _Source:

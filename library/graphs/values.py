@@ -24,7 +24,8 @@ Gradient = Callable[..., tuple[Union["Value", None], ...]]
 """(gradient of the output, the output) -> gradient of each input; None for an input that cannot have one, which is an
 error where that input's gradient is needed. A gradient that is zero everywhere is ``zeros_like(input)``."""
 Slope = Callable[["Value", "Value"], "Value"]
-FLOATS = tuple(map(str, (ms.float32, ms.float16, ms.bfloat16)))
+HALVES = tuple(map(str, (ms.float16, ms.bfloat16)))
+FLOATS = (str(ms.float32), *HALVES)
 """Types of what has a gradient."""
 
 

@@ -5,8 +5,9 @@ enough is a single strip and takes the same way. Shapes: B batch, C channels, H 
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -53,48 +54,51 @@ def joined_array(strips: Strips) -> np.ndarray:
     return np.concatenate([strip.astype(ms.float32).asnumpy() for strip in strips], axis=2)
 
 
-def regroup(strips: Strips, rows: int) -> Strips:
-    """Strips of another number of rows; the list that is given is emptied on the way."""
-    pending, regrouped = taken_over(strips), []
-    while pending:
-        parts, wanted = [], rows
-        while pending and wanted:
-            strip = pending.popleft()
-            here = strip.shape[2]
-            if here > wanted:
-                pending.appendleft(narrow(strip, 2, wanted, here - wanted))
-            parts.append(narrow(strip, 2, 0, min(here, wanted)))
-            wanted -= parts[-1].shape[2]
-        regrouped.append(concat(tuple(parts), 2))
-    return regrouped
-
-
-def taken_over(strips: Strips) -> deque[Tensor]:
-    """The strips in a queue, and the list empty, so that each is freed when it was taken out of the queue and used."""
+def emptied(strips: Strips) -> Iterator[Tensor]:
+    """The strips, taken out of the list one by one, so that each is freed when it was used."""
     pending = deque(strips)
     strips.clear()
-    return pending
+    while pending:
+        yield pending.popleft()
 
 
-@dataclass(frozen=True, eq=False)
-class Neighbourhood:
-    """A strip and the rows [B, C, 1, W] next to it."""
+def regroup(strips: Strips, rows: int) -> Strips:
+    """Strips of another number of rows; the list that is given is emptied on the way."""
+    regrouped: Strips = []
+    parts: list[Tensor] = []
+    wanted = rows
+    for strip in emptied(strips):
+        start, height = 0, strip.shape[2]
+        while start < height:
+            parts.append(narrow(strip, 2, start, min(wanted, height - start)))
+            start += parts[-1].shape[2]
+            wanted -= parts[-1].shape[2]
+            if not wanted:
+                regrouped.append(concat(tuple(parts), 2))
+                parts, wanted = [], rows
+    return regrouped + ([concat(tuple(parts), 2)] if parts else [])
+
+
+class Neighbourhood(NamedTuple):
+    """A strip and the rows [B, C, 1, W] next to it, which are zero beyond the picture."""
 
     strip: Tensor
-    above: Tensor | None
-    """None at the picture's top."""
-    below: Tensor | None
-    """None at the picture's bottom."""
+    above: Tensor
+    below: Tensor
 
 
-def neighbourhoods(strips: Strips, keep: bool = False) -> Iterator[Neighbourhood]:
-    """Each strip with its neighbours; unless they are to be kept, the list is emptied on the way."""
-    pending = deque(strips) if keep else taken_over(strips)
-    above = None
-    while pending:
-        strip = pending.popleft()
-        yield Neighbourhood(strip, above, narrow(pending[0], 2, 0, 1) if pending else None)
+def neighbourhoods(strips: Iterable[Tensor]) -> Iterator[Neighbourhood]:
+    """Each strip with its neighbours; looks one strip ahead."""
+    pending = iter(strips)
+    strip = next(pending)
+    batch, channels, _, width = strip.shape
+    zeros = Tensor(np.zeros((batch, channels, 1, width), np.float32)).astype(strip.dtype)
+    above = zeros
+    for following in pending:
+        yield Neighbourhood(strip, above, narrow(following, 2, 0, 1))
         above = narrow(strip, 2, strip.shape[2] - 1, 1)
+        strip = following
+    yield Neighbourhood(strip, above, zeros)
 
 
 # --- group normalisation ----------------------------------------------------------------------------------------------

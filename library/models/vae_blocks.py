@@ -25,18 +25,9 @@ def pointwise(x_BCRW: Value, layers: Layers) -> Value:
     return _conv1x1(x_BCRW, layers)
 
 
-def norm_conv(
-    x_BCRW: Value,
-    above_BC1W: Value,
-    below_BC1W: Value,
-    norm_2N: Value,
-    above_norm_2N: Value,
-    below_norm_2N: Value,
-    layers: Layers,
-) -> Value:
-    """Normalise, SiLU, 3 x 3 convolution. Rows beyond the picture are given a norm of zeros, which makes them zero."""
-    rows = ((above_BC1W, above_norm_2N), (x_BCRW, norm_2N), (below_BC1W, below_norm_2N))
-    return _conv3x3(op.concat(tuple(op.silu(_normalized(x, norm)) for x, norm in rows), 2), layers)
+def activate(x_BCRW: Value, norm_2N: Value, layers: Layers) -> Value:
+    """Normalise, SiLU."""
+    return op.silu(_normalized(x_BCRW, norm_2N))
 
 
 def downsample(x_BCRW: Value, below_BC1W: Value, layers: Layers) -> Value:

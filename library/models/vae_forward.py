@@ -10,17 +10,16 @@ from library.graphs.block import Block
 from library.graphs.program import Forward
 from library.models.strips import (
     GroupNorm,
-    Neighbourhood,
     Strips,
     cut,
+    emptied,
     joined,
     joined_array,
     neighbourhoods,
     regroup,
     rows_per_strip,
-    taken_over,
 )
-from library.models.vae_layout import ADD, MOMENTS, Attention, Half, NormConv, ResBlock, VaeLayout
+from library.models.vae_layout import ACTIVATE, ADD, MOMENTS, Attention, Half, NormConv, ResBlock, VaeLayout
 
 
 class VaeForward:
@@ -90,33 +89,25 @@ class VaeForward:
 
     def _res_block(self, block: ResBlock, strips: Strips) -> Strips:
         h = self._norm_conv(block.second, self._norm_conv(block.first, strips, keep=True))
-        xs, hs = taken_over(strips), taken_over(h)
         added = ADD if block.shortcut is None else block.shortcut
-        return [self._run(added, hs.popleft(), xs.popleft()) for _ in range(len(xs))]
+        return [self._run(added, *pair) for pair in zip(emptied(h), emptied(strips), strict=True)]
 
     def _norm_conv(self, layer: NormConv, strips: Strips, keep: bool = False) -> Strips:
         norm = self._norm(layer.norm, strips)
-        beyond = Tensor(np.zeros(norm.shape, np.float32))
-
-        def convolved(at: Neighbourhood) -> Tensor:
-            # A row beyond the picture: any row will do, since the norm of zeros makes it zero.
-            above, below = (_row_like(at.strip) if row is None else row for row in (at.above, at.below))
-            norms = (norm, *(beyond if row is None else norm for row in (at.above, at.below)))
-            return self._run(layer.conv, at.strip, above, below, *norms)
-
-        return [convolved(at) for at in neighbourhoods(strips, keep)]
+        activated = (self._run(ACTIVATE, strip, norm) for strip in (strips if keep else emptied(strips)))
+        return [self._run(layer.conv, *at) for at in neighbourhoods(activated)]
 
     def _norm(self, name: str, strips: Strips) -> Tensor:
         moments = [self._run(MOMENTS, strip).asnumpy() for strip in strips]
         return self._norms[name].of_channels([strip.shape[2] for strip in strips], moments)
 
     def _conv(self, block: Block, strips: Strips) -> Strips:
-        return [self._run(block, at.strip, _row(at.above, at), _row(at.below, at)) for at in neighbourhoods(strips)]
+        return [self._run(block, *at) for at in neighbourhoods(emptied(strips))]
 
     _upsample = _conv
 
     def _downsample(self, block: Block, strips: Strips) -> Strips:
-        return [self._run(block, at.strip, _row(at.below, at)) for at in neighbourhoods(strips)]
+        return [self._run(block, at.strip, at.below) for at in neighbourhoods(emptied(strips))]
 
     def _attention(self, layer: Attention, strips: Strips) -> Strips:
         norm = self._norm(layer.norm, strips)
@@ -124,15 +115,4 @@ class VaeForward:
         keys, values = (joined([self._run(b, x, norm) for x in strips]) for b in (layer.keys, layer.values))
         batch, _, height, width = keys.shape
         strips = regroup(strips, max(1, self._max_scores // (batch * height * width * width)))
-        pending = taken_over(strips)
-        attended = [self._run(layer.attend, pending.popleft(), norm, keys, values) for _ in range(len(pending))]
-        return regroup(attended, rows)
-
-
-def _row(row: Tensor | None, at: Neighbourhood) -> Tensor:
-    return _row_like(at.strip) if row is None else row
-
-
-def _row_like(strip: Tensor) -> Tensor:
-    batch, channels, _, width = strip.shape
-    return ms.ops.zeros((batch, channels, 1, width), strip.dtype)
+        return regroup([self._run(layer.attend, x, norm, keys, values) for x in emptied(strips)], rows)

@@ -14,6 +14,7 @@ GROUPS = 32
 NORM_EPS = 1e-6
 CONV = ("weight", "bias")
 MOMENTS = Block(PART, vae_blocks.moments, options=LayerOptions(groups=GROUPS))
+ACTIVATE = Block(PART, vae_blocks.activate)
 ADD = Block(PART, vae_blocks.add)
 
 
@@ -78,7 +79,7 @@ class VaeLayout:
 
     def blocks(self) -> tuple[Block, ...]:
         """Every block, in no order that matters."""
-        return (MOMENTS, ADD, self.quant, self.post_quant, *_blocks(self.encoder), *_blocks(self.decoder))
+        return (MOMENTS, ACTIVATE, ADD, self.quant, self.post_quant, *_blocks(self.encoder), *_blocks(self.decoder))
 
 
 def vae_layout(spec: VaeSpec) -> VaeLayout:
@@ -138,7 +139,7 @@ def _res_block(name: str, changes: bool) -> ResBlock:
 
 
 def _norm_conv(norm: str, conv: str) -> NormConv:
-    return NormConv(norm, named_block(PART, vae_blocks.norm_conv, conv, CONV))
+    return NormConv(norm, named_block(PART, vae_blocks.conv, conv, CONV))
 
 
 def _pointwise(prefix: str) -> Block:

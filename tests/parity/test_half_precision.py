@@ -1,6 +1,7 @@
 """Blocks in half precision, as Ascend runs them: each operation gets one type, and in float16 a CPU gives the numbers.
 
-MindSpore's CPU kernels compute in float16 as well, all those that blocks are made of, but not in bfloat16.
+MindSpore's CPU takes float16 in all kernels that blocks are made of (most compute in float32 inside), bfloat16 in
+few.
 """
 
 from dataclasses import replace
@@ -9,8 +10,11 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import Tensor
 
 from library.device.profile import ASCEND, Device
+from library.graphs import operations as op
+from library.graphs.graph_code import GraphFunction
 from library.graphs.program import Program
 from library.graphs.values import Trace
 from library.models import clip_text, unet
@@ -70,3 +74,16 @@ def test_float16_gives_the_numbers_of_float32(name: str, profile: str) -> None:
     differences = [np.abs(a - b).max() / max(np.abs(b).max(), ZERO) for a, b in zip(half, full, strict=True)]
     assert max(differences) < ALLOWED
     assert max(differences) > NOISE
+
+
+@pytest.mark.parametrize("is_sum", [False, True])
+def test_what_a_graph_returns_can_be_added_to_halves(is_sum: bool) -> None:
+    """MindSpore's CPU graphs return float32 numbers labelled as halves, which an addition refuses."""
+    a, b = (np.float32([[1, 2], [3, 4]]), np.float32([[0.5, 1], [1, 0.5]]))
+    trace = Trace(PROFILES["CPU"])
+    values = [trace.input((2, 2), ms.float16) for _ in range(2)]
+    out = op.sum(values[0], 0, keepdims=True) if is_sum else op.matmul(*values)
+    result = GraphFunction(trace, values, (out,), True)([Tensor(x, ms.float16) for x in (a, b)])[0]
+    expected = a.sum(0, keepdims=True) if is_sum else a @ b
+    assert result.dtype == ms.float16
+    assert np.array_equal((result + Tensor(expected, ms.float16)).asnumpy(), 2 * expected)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mindspore import dtype as mstype
 
-from library.models.strips import GroupNorm, cut, joined_array, neighbourhoods, regroup, rows_per_strip
+from library.models.strips import GroupNorm, cut, emptied, joined_array, neighbourhoods, regroup, rows_per_strip
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -41,19 +41,17 @@ def test_regrouped_strips_are_the_same_picture(rows: int, others: int) -> None:
     assert np.array_equal(joined_array(found), x)
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_neighbours_are_the_rows_next_to_a_strip(keep: bool) -> None:
+def test_neighbours_are_the_rows_next_to_a_strip() -> None:
     x = picture(7)
+    beyond = np.zeros((2, 3, 1, 5), np.float32)
+    around = np.concatenate((beyond, x, beyond), axis=2)
     strips = cut(x, 3, mstype.float32)
-    found = list(neighbourhoods(strips, keep))
-    assert len(strips) == (3 if keep else 0)
-    assert found[0].above is None and found[-1].below is None
-    for i, at in enumerate(found):
-        assert np.array_equal(at.strip.asnumpy(), x[:, :, 3 * i : 3 * i + 3])
-        if at.above is not None:
-            assert np.array_equal(at.above.asnumpy(), x[:, :, 3 * i - 1 : 3 * i])
-        if at.below is not None:
-            assert np.array_equal(at.below.asnumpy(), x[:, :, 3 * i + 3 : 3 * i + 4])
+    found = list(neighbourhoods(emptied(strips)))
+    assert not strips
+    assert [at.strip.shape[2] for at in found] == [3, 3, 1]
+    for at, first in zip(found, (0, 3, 6), strict=True):
+        rows = np.concatenate([part.asnumpy() for part in (at.above, at.strip, at.below)], axis=2)
+        assert np.array_equal(rows, around[:, :, first : first + rows.shape[2]])
 
 
 def test_a_norm_of_uneven_strips_is_that_of_the_whole() -> None:

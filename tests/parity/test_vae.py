@@ -243,7 +243,7 @@ def test_every_operation_gets_inputs_of_one_type(profile: str, half: ms.Type, mo
             vae_blocks.conv: (strip, row, row),
             vae_blocks.upsample: (strip, row, row),
             vae_blocks.downsample: (strip, row),
-            vae_blocks.norm_conv: (strip, row, row, norm, norm, norm),
+            vae_blocks.activate: (strip, norm),
             vae_blocks.project: (strip, norm),
             vae_blocks.attend: (strip, norm, strip, strip),
             vae_blocks.add: (strip, strip),
