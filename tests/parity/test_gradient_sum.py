@@ -9,6 +9,7 @@ from mindspore import Tensor
 from library.device.profile import Device
 from library.training import gradients as gradients_module
 from library.training.gradients import GradientSum
+from library.training.optimizers.adafactor import Adafactor
 from library.training.optimizers.adamw import AdamW
 from library.training.optimizers.optimizer import Optimizer
 from library.training.trained import Group, TrainedTensor
@@ -64,3 +65,12 @@ def test_a_host_updates_in_place(is_turned: bool) -> None:
     optimizer.update(tensor, Tensor(gradient.copy()), lr_factor=1.0)
     np.testing.assert_allclose(seen, -1e-3 * np.sign(gradient.T if is_turned else gradient), rtol=1e-6)
     np.testing.assert_array_equal(tensor.value.asnumpy(), tensor.array)
+
+
+def test_a_group_of_rate_0_is_not_trained_by_a_rule_that_chooses_its_own_rate() -> None:
+    """As in the original, which gives such tensors to no optimizer."""
+    tensor = TrainedTensor(("x",), Group("textencoder", 0.0), [np.ones((3, 2), np.float32)], False)
+    optimizer = Optimizer(Adafactor(relative_step=True), [tensor], Device(PROFILES["CPU"]))
+    optimizer.begin_step()
+    optimizer.update(tensor, Tensor(np.ones((3, 2), np.float32)), lr_factor=1.0)
+    np.testing.assert_array_equal(tensor.array, 1.0)

@@ -45,7 +45,7 @@ class Optimizer:
         self.steps += 1
 
     def update(self, tensor: TrainedTensor, gradient: Tensor, lr_factor: float, grad_scale: float = 1.0) -> None:
-        """Change a tensor and its state.
+        """Change a tensor and its state; one of a group whose learning rate is 0 is not trained.
 
         Args:
             tensor: which.
@@ -53,6 +53,8 @@ class Optimizer:
             lr_factor: the schedule's factor on the learning rate.
             grad_scale: multiplies the gradient.
         """
+        if tensor.group.lr == 0.0:
+            return
         now = Moment(self.steps, tensor.group.lr * lr_factor, tensor.group.weight_decay)
         numbers = self.rule.numbers(now)
         if self._device.profile.is_host:
