@@ -4,7 +4,7 @@
 measured in docs/log/performance.md.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import mindspore as ms
 
@@ -86,7 +86,3 @@ class Device:
     def value_bytes(self) -> int:
         """Bytes of a value of that type."""
         return 4 if self.dtype == ms.float32 else 2
-
-    def uncompiled(self) -> "Device":
-        """The same without graphs."""
-        return replace(self, compiled=False)

@@ -4,6 +4,7 @@ Karras et al. 2022 (arXiv:2206.00364) and Katherine Crowson's k-diffusion. The s
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import numpy as np
 
@@ -97,7 +98,7 @@ class Lms(Euler):
         return weights
 
 
-class _TwoCalls(Euler):
+class _TwoCalls(Euler, ABC):
     """Base of those that ask the model twice per step, at its start and at a second place; once in the last step."""
 
     def __init__(self, schedule: NoiseSchedule, steps: int, v_prediction: bool) -> None:
@@ -110,9 +111,9 @@ class _TwoCalls(Euler):
         self.timesteps[1::2] = self.second_timesteps(schedule)
         self._start = self._first_slope = np.empty(0, np.float32)
 
+    @abstractmethod
     def second_sigma(self, step: int) -> float:
         """Where a step asks again; 0, which ends it, in the last one."""
-        raise NotImplementedError
 
     def second_timesteps(self, schedule: NoiseSchedule) -> np.ndarray:
         """The timesteps of these sigmas, for all steps but the last."""
@@ -127,9 +128,9 @@ class _TwoCalls(Euler):
         self._start, self._first_slope = latents, slope
         return latents + (self.second_sigma(step) - self.bounds(step)[0]) * slope
 
+    @abstractmethod
     def finish(self, step: int, second_slope: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """The latents at the step's end."""
-        raise NotImplementedError
 
 
 class Heun(_TwoCalls):

@@ -88,11 +88,6 @@ class TrainStep:
         self._sum = GradientSum(device.profile)
         self._pending = 0
 
-    @property
-    def is_full_after_next(self) -> bool:
-        """Whether the coming batch is the last that the next update waits for."""
-        return self._pending + 1 >= self._accumulation_steps
-
     def __call__(self, inputs: StepInputs, lr_factor: float, ends_epoch: bool = False) -> StepResult:
         """Forward and backward, and an update if enough batches are there, or the epoch has no more.
 
@@ -109,7 +104,7 @@ class TrainStep:
             value = float(loss.asnumpy())
             if not np.isfinite(value):
                 raise FloatingPointError(f"the loss is {value}")
-            updates = self.is_full_after_next or ends_epoch
+            updates = self._pending + 1 >= self._accumulation_steps or ends_epoch
             if self._fused:
                 self._optimizer.begin_step()
                 tape.backward(Tensor(np.float32(1.0)), lambda held, grad: self._update_alone(held, grad, lr_factor))

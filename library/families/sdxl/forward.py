@@ -4,7 +4,7 @@ Shapes: B batch, N chunks of 77 tokens per caption, T = 75 N + 2 joined tokens, 
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,8 +140,6 @@ def predict(
     return unet_forward(spec.unet, apply, noisy_BCHW, sinusoid, vector, text.context_BTD)
 
 
-WeightsByPart = Mapping[str, Mapping[str, Tensor]]
-"""Part (``unet``, ``te1``, ``te2``) -> key -> tensor."""
 MAX_CHUNKS = 3
 """225 tokens."""
 
