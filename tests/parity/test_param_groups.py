@@ -193,3 +193,18 @@ def test_what_is_trained_carries_the_groups(device: None) -> None:
     assert trained.named().keys() == named.keys()
     for name, value in trained.named().items():
         np.testing.assert_array_equal(value, before[name])
+
+
+def test_tensors_of_one_shape_and_block_are_stacked_by_their_groups(device: None) -> None:
+    """Queries with a rate of their own, beside keys of the same shape in the same block."""
+    family, weights = SdxlFamily(), tiny_base(1)
+    network = make_network({}, network_train_unet_only=True)
+    queries, others = Group("queries", 1e-3), Group("others", 1e-4)
+
+    def by_layer(key: str) -> Group:
+        return queries if "_to_q." in key else others
+
+    trained = trained_adapters(network, family.blocks(family.spec(weights), ("unet",)), by_layer)
+    groups = {name: tensor.group for tensor in trained.tensors for name in tensor.names}
+    assert groups == {name: by_layer(name) for name in network.tensors}
+    assert any(len(tensor.names) > 1 for tensor in trained.tensors if tensor.group == others), "they are stacked at all"
